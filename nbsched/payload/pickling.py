@@ -1,0 +1,240 @@
+"""Pickling callables and items so that they arrive: by value what a worker cannot import.
+
+Functions and classes of the notebook (``__main__``) travel by value, as cloudpickle
+does; so do those of modules that lie beside the notebook or script, which no
+worker could import. The source lines of code that travels by value go along, for
+tracebacks.
+"""
+
+from __future__ import annotations
+
+import io
+import linecache
+import os
+import pickle
+import sys
+import sysconfig
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FunctionType, ModuleType
+from typing import Any
+
+import cloudpickle
+import msgspec
+
+from nbsched.errors import NotPicklableError
+
+PROTOCOL = 5
+SCALAR_TYPES = frozenset({int, float, bool, str, bytes, complex, type(None)})
+"""Immutable and without identity: many may share one pickle."""
+
+_registration = threading.Lock()
+_INSTALLED = tuple(
+    {
+        os.path.realpath(path) + os.sep
+        for name in ("stdlib", "platstdlib", "purelib", "platlib")
+        if (path := sysconfig.get_path(name))
+    }
+)
+
+
+class Function(msgspec.Struct, frozen=True):
+    """A callable on its way to the kernels.
+
+    Attributes:
+        pickle: the callable.
+        sources: text of each source file that does not exist elsewhere, by its name.
+        retry: pickle of the tenacity policy, if any.
+    """
+
+    pickle: bytes
+    sources: dict[str, str] = {}
+    retry: bytes | None = None
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """cloudpickle's, noting which code objects travel by value."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, protocol=PROTOCOL)
+        self.code_files: set[str] = set()
+
+    def reducer_override(self, obj: Any) -> Any:
+        reduced = super().reducer_override(obj)
+        if reduced is not NotImplemented and isinstance(obj, FunctionType):
+            self.code_files.add(obj.__code__.co_filename)
+        return reduced
+
+
+def dumps(value: object) -> bytes:
+    """Pickle any value so that a worker can read it. Raises what pickling raises."""
+    with _local_modules_by_value():
+        return bytes(_dump(value)[0])
+
+
+def _dump(value: object) -> tuple[bytes, set[str]]:
+    file = io.BytesIO()
+    pickler = _Pickler(file)
+    pickler.dump(value)
+    return file.getvalue(), pickler.code_files
+
+
+def dump_function(fn: Callable[..., Any], retry: object | None = None) -> bytes:
+    """Pickle a callable with its sources and its retry policy.
+
+    Raises:
+        NotPicklableError: names the member that cannot be pickled.
+    """
+    with _local_modules_by_value():
+        try:
+            data, code_files = _dump(fn)
+        except Exception as error:
+            raise NotPicklableError(_explain(fn, error, f"The callable {describe(fn)}")) from error
+        try:
+            policy = None if retry is None else _dump(retry)[0]
+        except Exception as error:
+            raise NotPicklableError(_explain(retry, error, "The retry policy")) from error
+    return msgspec.msgpack.encode(Function(data, _sources(code_files), policy))
+
+
+def load_function(data: bytes | memoryview) -> Function:
+    """Undo `dump_function`, without unpickling anything yet."""
+    return msgspec.msgpack.decode(data, type=Function)
+
+
+def describe(fn: object) -> str:
+    """A short name of a callable, for people."""
+    name = getattr(fn, "__qualname__", None) or getattr(
+        getattr(fn, "func", None), "__qualname__", None
+    )
+    return str(name) if name else type(fn).__qualname__
+
+
+def explain_item(item: object, index: int, error: Exception) -> str:
+    """The message for an item that cannot be pickled."""
+    return _explain(item, error, f"Item {index} ({type(item).__qualname__})")
+
+
+def _explain(value: object, error: Exception, subject: str) -> str:
+    member = _guilty_member(value, subject_depth=4)
+    if member:
+        fact = f"{subject} cannot be sent to a worker: its {member} cannot be pickled"
+    else:
+        fact = f"{subject} cannot be sent to a worker: it cannot be pickled"
+    return (
+        f"{fact} ({type(error).__name__}: {error}). Open connections, locks, files and generators"
+        " inside the task instead of passing them in."
+    )
+
+
+def _guilty_member(value: object, subject_depth: int) -> str:
+    """The path of the innermost member that cannot be pickled, or ''."""
+    if subject_depth == 0:
+        return ""
+    for name, member in _members(value):
+        if _picklable(member):
+            continue
+        inner = _guilty_member(member, subject_depth - 1)
+        kind = f"{name} ({type(member).__module__}.{type(member).__qualname__})"
+        return f"{kind}, in it its {inner}" if inner else kind
+    return ""
+
+
+def _members(value: object) -> Iterator[tuple[str, object]]:
+    if isinstance(value, FunctionType):
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=False):
+            try:
+                yield f"closure variable {name!r}", cell.cell_contents
+            except ValueError:  # a cell that is not filled yet
+                continue
+        for name in value.__code__.co_names:
+            if name in value.__globals__ and not isinstance(value.__globals__[name], ModuleType):
+                yield f"global {name!r}", value.__globals__[name]
+        for position, default in enumerate(value.__defaults__ or ()):
+            yield f"default argument {position}", default
+    elif isinstance(value, dict):
+        for key, member in value.items():
+            yield f"entry {key!r}", member
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for position, member in enumerate(value):
+            yield f"element {position}", member
+    else:
+        owner = getattr(value, "__self__", None)
+        if owner is not None and not isinstance(owner, ModuleType):
+            yield "bound object", owner
+        for name in ("func", "args", "keywords"):
+            if hasattr(value, name):
+                yield name, getattr(value, name)
+        for name, member in getattr(value, "__dict__", {}).items():
+            yield f"attribute {name!r}", member
+
+
+def _picklable(value: object) -> bool:
+    try:
+        _dump(value)
+    except Exception:
+        return False
+    return True
+
+
+def _sources(code_files: set[str]) -> dict[str, str]:
+    """Source texts of code that exists only here: notebook cells, local modules."""
+    texts = {}
+    for name in code_files:
+        lines = linecache.getlines(name)
+        if lines:
+            texts[name] = "".join(lines)
+    return texts
+
+
+@contextmanager
+def _local_modules_by_value() -> Iterator[None]:
+    """Let cloudpickle send modules beside the notebook by value, and only meanwhile."""
+    with _registration:
+        registered = []
+        for module in _local_modules():
+            if module.__name__ in cloudpickle.list_registry_pickle_by_value():
+                continue
+            cloudpickle.register_pickle_by_value(module)
+            registered.append(module)
+        try:
+            yield
+        finally:
+            for module in registered:
+                cloudpickle.unregister_pickle_by_value(module)
+
+
+def _local_modules() -> list[ModuleType]:
+    """Modules whose file lies under the working directory or the script's own.
+
+    Installed packages are importable on workers and travel by reference, even when
+    the environment lies under the working directory.
+    """
+    roots = _local_roots()
+    found = []
+    for name, module in list(sys.modules.items()):
+        if name == "__main__" or name.partition(".")[0] == "nbsched":
+            continue
+        file = getattr(module, "__file__", None)
+        if not isinstance(file, str) or not isinstance(module, ModuleType):
+            continue
+        installed = file.startswith(_INSTALLED) or "site-packages" in file
+        if file.startswith(roots) and not installed and module.__name__ == name:
+            found.append(module)
+    return found
+
+
+def _local_roots() -> tuple[str, ...]:
+    candidates = {os.getcwd()}
+    if sys.path and sys.path[0]:
+        candidates.add(os.path.abspath(sys.path[0]))
+    main = getattr(sys.modules.get("__main__"), "__file__", None)
+    if isinstance(main, str):
+        candidates.add(os.path.dirname(os.path.abspath(main)))
+    return tuple(path.rstrip(os.sep) + os.sep for path in candidates if path != os.sep)
+
+
+def loads(data: bytes | memoryview) -> Any:
+    """Unpickle. Only for bytes whose envelope has been checked."""
+    return pickle.loads(data)
