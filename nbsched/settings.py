@@ -70,6 +70,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_result_bytes: int = 1024**3
     """A result over this limit is an error of its task."""
     progress: ProgressMode = "auto"
+    local: bool = False
+    """The servers are this machine's own: an etcd older than 3.5.3 is accepted."""
 
     def __post_init__(self) -> None:
         check_id(self.namespace, "namespace")

@@ -1,0 +1,111 @@
+"""The pure snapshot of a job's progress, from which every display is drawn.
+
+The display package registers itself here (`set_view_factory`), so that the client
+never imports it: without a display, jobs are simply silent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+import msgspec
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a job is, in tasks and seconds. Counts of tasks never overlap:
+    ``ok + failed + cancelled + running + retrying + queued`` is what is known of
+    the job so far (``total`` once it is sealed).
+    """
+
+    job: str
+    name: str
+    total: int | None
+    """None while items are still being uploaded."""
+    uploaded: int
+    ok: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    running: int = 0
+    retrying: int = 0
+    """Failed attempts whose tasks will run again."""
+    elapsed_s: float = 0.0
+    workers: int = 0
+    """Workers that run tasks of this job now."""
+    state: str = "running"
+    """One of waiting, running, succeeded, failed, cancelled."""
+    note: str = ""
+    """Why it does not move, for people."""
+
+    @property
+    def done(self) -> int:
+        return self.ok + self.failed + self.cancelled
+
+    @property
+    def queued(self) -> int:
+        known = self.total if self.total is not None else self.uploaded
+        return max(0, known - self.done - self.running - self.retrying)
+
+    @property
+    def finished(self) -> bool:
+        return self.total is not None and self.done >= self.total
+
+    @property
+    def rate(self) -> float:
+        """Tasks ended per second since the start."""
+        return self.done / self.elapsed_s if self.elapsed_s > 0 else 0.0
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds left at the rate so far, or None when that cannot be said."""
+        if self.total is None or not self.done or self.finished:
+            return None
+        return (self.total - self.done) / self.rate if self.rate > 0 else None
+
+
+class Observable(Protocol):
+    """A job as a display sees it: `MapFuture`."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def progress(self) -> Progress: ...
+
+    def cancel(self) -> bool: ...
+
+    def retry(self) -> int:
+        """Run again what failed or was cancelled; returns how many tasks."""
+
+
+class ViewFactory(Protocol):
+    """What a display package offers."""
+
+    def blocking(self, job: Observable) -> AbstractContextManager[None]:
+        """Show progress while a call waits for the job."""
+
+    def mimebundle(self, job: Observable) -> dict[str, object]:
+        """Representations of the job for a notebook cell's output."""
+
+    def display(self, job: Observable) -> bool:
+        """Show the job live in the running cell; False when that cannot be done here."""
+
+
+_factory: Callable[[], ViewFactory] | None = None
+
+
+def set_view_factory(factory: Callable[[], ViewFactory]) -> None:
+    """Called by a display package when it is imported."""
+    global _factory
+    _factory = factory
+
+
+def view_factory() -> ViewFactory | None:
+    return _factory() if _factory is not None else None
+
+
+def shown_while_waiting(job: Observable) -> AbstractContextManager[None]:
+    """The context in which a blocking call waits."""
+    views = view_factory()
+    return nullcontext() if views is None else views.blocking(job)
