@@ -125,5 +125,15 @@ class IndexSet:
         self.remove(start, stop)
         return start, stop
 
+    def tail(self, count: int) -> list[Range]:
+        """The last ``count`` indices, as ascending ranges; the set keeps them."""
+        found: list[Range] = []
+        for start, stop in zip(reversed(self._starts), reversed(self._stops), strict=True):
+            if count <= 0:
+                break
+            found.append((max(start, stop - count), stop))
+            count -= stop - start
+        return found[::-1]
+
     def first(self) -> int | None:
         return self._starts[0] if self._starts else None

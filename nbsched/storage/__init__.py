@@ -7,7 +7,7 @@ tests: `nbsched.storage.etcd` and `nbsched.storage.memory`. A second server
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -144,7 +144,7 @@ class Store(Protocol):
     async def commit(self, guards: Sequence[Guard], changes: Sequence[Change]) -> Commit:
         """Apply all changes in one transaction if all guards hold, else none."""
 
-    def watch(self, prefix: str, from_revision: int) -> AsyncIterator[Sequence[WatchEvent]]:
+    def watch(self, prefix: str, from_revision: int) -> AsyncGenerator[Sequence[WatchEvent], None]:
         """Changes under ``prefix`` from a revision on; those of one transaction together.
 
         Raises WatchEndedError when it ends; it never just stops.

@@ -8,7 +8,7 @@ payload.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -78,12 +78,15 @@ class Bus(Protocol):
 
     def read(
         self, log: str, subject: str, *, after: int = 0, headers_only: bool = False
-    ) -> AsyncIterator[Sequence[LogEntry]]:
+    ) -> AsyncGenerator[Sequence[LogEntry], None]:
         """Entries of a log whose subject matches, those behind sequence ``after``.
 
         Goes on for ever, in order, without a gap: it reconnects and resumes by itself.
         What is ready is handed over together, at once.
         """
+
+    def replay(self, log: str, subject: str) -> AsyncGenerator[Sequence[LogEntry], None]:
+        """The headers of what the log holds for ``subject`` now, then an end."""
 
     async def last_of(self, log: str, subject: str) -> LogEntry | None:
         """The last entry with exactly this subject."""

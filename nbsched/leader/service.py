@@ -1,0 +1,321 @@
+"""One term of leadership: feeds the scheduler with events and carries out its commands.
+
+The scheduler's state is touched by one task only (`_schedule`); everything else puts
+events into its queue. When anything here fails, or the lease is not trusted any
+more, the term is over (`LeadershipLostError`) and the next leader rebuilds everything
+from the store and the logs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+
+from nbsched import messages
+from nbsched._compat import assert_never
+from nbsched.errors import AuthenticationError
+from nbsched.leader import loader
+from nbsched.leader.announcer import Announcer
+from nbsched.leader.election import Leadership
+from nbsched.leader.ledger import Ledger
+from nbsched.leader.outbox import Outbox
+from nbsched.leader.watcher import Watcher
+from nbsched.messages import JobBrief
+from nbsched.model import JobId, JobRecord, WorkerId
+from nbsched.names import Names
+from nbsched.payload.envelope import Key, Kind
+from nbsched.scheduler import commands, events
+from nbsched.scheduler.core import step
+from nbsched.scheduler.state import State
+from nbsched.settings import Settings
+from nbsched.storage import Store
+from nbsched.transport import Bus, Message
+from nbsched.wire import Wire
+
+log = logging.getLogger(__name__)
+
+INVENTORY_S = 2.0
+"""A new leader waits this long for the workers' inventories before it hands out work."""
+TRUST_CHECK_S = 0.2
+
+
+class LeaderService:
+    """Runs one term; `run` returns only by raising."""
+
+    def __init__(
+        self,
+        me: WorkerId,
+        leadership: Leadership,
+        *,
+        store: Store,
+        bus: Bus,
+        names: Names,
+        key: Key,
+        settings: Settings,
+    ) -> None:
+        self._me = me
+        self._leadership = leadership
+        self._store = store
+        self._bus = bus
+        self._names = names
+        self._settings = settings
+        self._wire = Wire(key, names)
+        self._decoder = loader.LogDecoder(self._wire)
+        self._state = State()
+        self._queue: asyncio.Queue[events.Event] = asyncio.Queue()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._position = 0
+        """Sequence number up to which the results log has been fed to the scheduler."""
+        self._early_reports: list[messages.WorkerReport] = []
+        self._reported: set[WorkerId] = set()
+        self._all_reported = asyncio.Event()
+        self._outboxes: dict[WorkerId, tuple[Outbox, asyncio.Task[None]]] = {}
+        self._ledger = Ledger(store, names, leadership)
+        self._announcer = Announcer(me, leadership.term, bus=bus, wire=self._wire, names=names)
+        self._watcher = Watcher(
+            store=store, bus=bus, names=names, decoder=self._decoder, feed=self._feed
+        )
+        self._timer: asyncio.TimerHandle | None = None
+
+    # ------------------------------------------------------------ life
+
+    async def run(self) -> None:
+        """Lead until the term ends. Raises LeadershipLostError, or what went wrong."""
+        log.info("term=%s: %s leads", self._leadership.term, self._me)
+        subscriptions = [
+            await self._bus.subscribe(self._names.reports, self._on_report),
+            await self._bus.subscribe(self._names.to_leader, self._on_query),
+        ]
+        try:
+            self._position = await self._bus.last_sequence(self._names.results_log)
+            inputs_position = await self._bus.last_sequence(self._names.inputs_log)
+            self._start(self._ledger.run())
+            self._start(self._announcer.run())
+            self._start(self._keep_trust())
+            await self._watcher.begin(self._ledger.remember)
+            self._start(self._watcher.follow())
+            self._start(self._read_inputs(inputs_position))
+            self._start(self._schedule())
+            self._start(self._read_results(self._position))
+            self._start(self._recover())
+            await self._failed
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            outboxes = [task for _, task in self._outboxes.values()]
+            for task in (*self._tasks, *outboxes):
+                task.cancel()
+            await asyncio.gather(*self._tasks, *outboxes, return_exceptions=True)
+            for subscription in subscriptions:
+                await subscription.close()
+            log.info("term=%s: over", self._leadership.term)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_task_end)
+        return task
+
+    def _on_task_end(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or self._failed.done():
+            return
+        error = task.exception()
+        if error is not None:
+            self._failed.set_exception(error)
+
+    async def _keep_trust(self) -> None:
+        while True:
+            self._leadership.check()
+            await asyncio.sleep(TRUST_CHECK_S)
+
+    def _feed(self, event: events.Event) -> None:
+        self._queue.put_nowait(event)
+
+    # ------------------------------------------------------------ what comes in
+
+    async def _read_results(self, after: int) -> None:
+        reader = self._bus.read(
+            self._names.results_log, self._names.all_results, after=after, headers_only=True
+        )
+        async with aclosing(reader) as batches:
+            async for batch in batches:
+                for entry in batch:
+                    for event in self._decoder.outcomes(entry):
+                        self._feed(event)
+                    self._position = entry.sequence
+                self._feed_ripe_reports()
+
+    async def _read_inputs(self, after: int) -> None:
+        reader = self._bus.read(
+            self._names.inputs_log, self._names.all_inputs, after=after, headers_only=True
+        )
+        async with aclosing(reader) as batches:
+            async for batch in batches:
+                for entry in batch:
+                    for event in self._decoder.blocks(entry):
+                        self._watcher.feed_block(event)
+
+    async def _on_report(self, message: Message) -> None:
+        try:
+            report = self._wire.open(Kind.REPORT, message.data)
+        except (AuthenticationError, msgspec.ValidationError) as error:
+            log.warning("A report is ignored: %s", error)
+            return
+        if isinstance(report, messages.WorkerReport) and report.term == self._leadership.term:
+            self._early_reports.append(report)
+            self._feed_ripe_reports()
+
+    def _feed_ripe_reports(self) -> None:
+        """Pass on the reports that the results log, as far as it is read, explains."""
+        waiting = []
+        for report in self._early_reports:
+            if report.results_seq > self._position:
+                waiting.append(report)
+                continue
+            self._feed(events.ReportRead(report))
+            self._reported.add(report.worker)
+        self._early_reports = waiting
+        self._all_reported.set()
+
+    async def _on_query(self, message: Message) -> None:
+        try:
+            query = self._wire.open(Kind.QUERY, message.data)
+        except (AuthenticationError, msgspec.ValidationError) as error:
+            log.warning("A query is ignored: %s", error)
+            return
+        if not isinstance(query, messages.AskCounts) or not message.reply:
+            return
+        wanted = self._state.jobs if query.jobs is None else query.jobs
+        counts = tuple(self._state.jobs[job].counts() for job in wanted if job in self._state.jobs)
+        answer = messages.Counts(self._leadership.term, counts)
+        await self._bus.publish(message.reply, self._wire.seal(Kind.ANSWER, answer))
+
+    async def _recover(self) -> None:
+        """Wait for the workers' inventories, then let the scheduler hand out work."""
+        deadline = time.monotonic() + INVENTORY_S
+        while missing := self._watcher.members - self._reported:
+            self._all_reported.clear()
+            left = deadline - time.monotonic()
+            if left <= 0:
+                log.warning("No inventory from %s", ", ".join(sorted(missing)))
+                break
+            for worker in missing:
+                self._outbox(worker).put(messages.AskReport(self._leadership.term))
+            try:
+                await asyncio.wait_for(self._all_reported.wait(), min(left, 0.5))
+            except asyncio.TimeoutError:
+                continue
+        self._feed(events.RecoveryEnded())
+
+    # ------------------------------------------------------------ scheduling
+
+    async def _schedule(self) -> None:
+        while True:
+            event = await self._queue.get()
+            self._leadership.check()
+            if isinstance(event, events.WorkerLost):
+                self._close_outbox(event.worker)
+            for command in step(self._state, event, time.monotonic()):
+                self._carry_out(command)
+
+    def _carry_out(self, command: commands.Command) -> None:
+        match command:
+            case commands.SendSlice():
+                self._send_slice(command)
+            case commands.StopOnWorker():
+                stop = messages.StopTasks(
+                    self._leadership.term,
+                    command.job,
+                    command.ranges,
+                    self._settings.cancel_grace_s,
+                )
+                self._outbox(command.worker).put(stop)
+            case commands.RecallFromWorker():
+                recall = messages.RecallTasks(self._leadership.term, command.job, command.ranges)
+                self._outbox(command.worker).put(recall)
+            case commands.PublishCancelled():
+                self._announcer.cancelled(self._record(command.job).client, command)
+            case commands.PublishLost():
+                self._announcer.lost(self._record(command.job).client, command)
+            case commands.SaveStatus():
+                self._ledger.save(command, self._position)
+            case commands.DropRequest():
+                self._ledger.drop(command)
+            case commands.ReleaseJob():
+                self._release(command)
+            case commands.WakeAt():
+                self._wake_at(command.time)
+            case _:
+                assert_never(command)
+
+    def _record(self, job: JobId) -> JobRecord:
+        return self._state.jobs[job].record
+
+    def _send_slice(self, command: commands.SendSlice) -> None:
+        record = self._record(command.job)
+        brief = JobBrief(
+            job=record.id,
+            client=record.client,
+            call=record.call,
+            inline=record.inline,
+            function_parts=record.function_parts,
+            cpus=record.cpus,
+            task_timeout_s=record.task_timeout_s,
+            max_crashes=record.max_crashes,
+            chunksize=record.chunksize,
+        )
+        inline = self._watcher.inline_input(record.id) if command.first_slice else None
+        run = messages.RunSlice(
+            term=self._leadership.term,
+            seq=command.seq,
+            brief=brief,
+            start=command.start,
+            stop=command.stop,
+            round=command.round,
+            attempt=command.attempt,
+            crashes=command.crashes,
+            first_started_at=command.first_started_at,
+            blocks=command.blocks,
+            inline=inline,
+        )
+        self._outbox(command.worker).put(run)
+
+    def _release(self, command: commands.ReleaseJob) -> None:
+        self._watcher.forget(command.job)
+        for worker in command.workers:
+            if worker in self._outboxes:
+                self._outbox(worker).put(messages.ForgetJob(self._leadership.term, command.job))
+
+    def _wake_at(self, when: float) -> None:
+        delay = max(0.0, when - time.monotonic())
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(delay, self._feed, events.TimePassed())
+
+    # ------------------------------------------------------------ outboxes
+
+    def _outbox(self, worker: WorkerId) -> Outbox:
+        if worker not in self._outboxes:
+            outbox = Outbox(
+                worker,
+                self._leadership.term,
+                bus=self._bus,
+                wire=self._wire,
+                names=self._names,
+                feed=self._feed,
+            )
+            self._outboxes[worker] = (outbox, self._start(outbox.run()))
+        return self._outboxes[worker][0]
+
+    def _close_outbox(self, worker: WorkerId) -> None:
+        entry = self._outboxes.pop(worker, None)
+        if entry is not None:
+            entry[1].cancel()

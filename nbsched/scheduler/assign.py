@@ -1,0 +1,174 @@
+"""Who gets which tasks, how many at once, and what is taken back.
+
+Every worker is kept `TARGET_S` seconds of work per slot deep. Jobs take turns, one
+slice each; a job of which nothing is assigned gets one task in even when all workers
+are full, so that a long job cannot hold up a short one. Slices shrink towards the end
+of a job (guided self-scheduling: C. Polychronopoulos and D. Kuck, IEEE Trans.
+Computers 36(12), 1987), and what is still queued on one worker is recalled when
+another has nothing to do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from nbsched.indexset import IndexSet
+from nbsched.messages import BlockRef
+from nbsched.model import JobId
+from nbsched.scheduler.commands import Command, RecallFromWorker, SendSlice
+from nbsched.scheduler.job import Job
+from nbsched.scheduler.state import TARGET_S, State
+from nbsched.scheduler.workers import Worker
+
+LEAST_SLICE_S = 0.01
+"""Not worth a message of its own: shrinking slices stop here, in seconds per slot."""
+RECALL_PAUSE_S = 0.05
+"""Before a worker that had nothing to give back is asked again."""
+
+
+def hand_out(state: State, now: float) -> list[Command]:
+    """Assign whatever can be assigned."""
+    if state.recovering:
+        return []
+    commands: list[Command] = []
+    for priority in sorted(state.runnable, reverse=True):
+        commands += _serve_in_turn(state, state.runnable[priority])
+        if not state.runnable[priority]:
+            del state.runnable[priority]
+    commands += _serve_starved(state)
+    if not state.runnable:
+        commands += _recall(state, now)
+    return commands
+
+
+def _serve_in_turn(state: State, queue: dict[JobId, None]) -> Iterator[Command]:
+    """One slice for each job in turn, until workers are full or work is out."""
+    unplaced = 0
+    while queue and unplaced < len(queue):
+        if all(_full(load) for load in _least_loads(state)):
+            return
+        job_id = next(iter(queue))
+        job = state.jobs[job_id]
+        worker = _worker_for(state, job, full_is_fine=False)
+        del queue[job_id]
+        queue[job_id] = None
+        if worker is None:
+            unplaced += 1
+            continue
+        unplaced = 0
+        yield _place(state, job, worker, _slice_size(state, job, worker))
+
+
+def _serve_starved(state: State) -> Iterator[Command]:
+    for job_id in list(state.starved):
+        job = state.jobs[job_id]
+        worker = _worker_for(state, job, full_is_fine=True)
+        if worker is not None:
+            yield _place(state, job, worker, 1)
+
+
+def _least_loads(state: State) -> Iterator[float]:
+    for heap in state.loads.values():
+        top = heap.peek()
+        if top is not None:
+            yield top[0]
+
+
+def _full(load: float) -> bool:
+    """Whether a worker with this load takes no more (floats: within rounding)."""
+    return load >= TARGET_S * (1 - 1e-9)
+
+
+def _worker_for(state: State, job: Job, *, full_is_fine: bool) -> Worker | None:
+    """The least loaded worker that can run the job."""
+    heap = state.loads.get(job.record.python)
+    if heap is None:
+        return None
+    too_small: list[Worker] = []
+    found: Worker | None = None
+    while (top := heap.peek()) is not None:
+        load, worker_id = top
+        if _full(load) and not full_is_fine:
+            break
+        worker = state.workers[worker_id]
+        if worker.cpus >= job.record.cpus:
+            found = worker
+            break
+        too_small.append(worker)
+        heap.discard(worker_id)
+    for worker in too_small:
+        state.refresh_worker(worker)
+    return found
+
+
+def _slice_size(state: State, job: Job, worker: Worker) -> int:
+    """Tasks that the worker should get now."""
+    seconds = state.estimate(job, worker) * job.record.cpus
+    room = (TARGET_S - state.load(worker)) * worker.cpus / seconds
+    slots = max(1, worker.cpus // job.record.cpus)
+    least = max(1, math.ceil(LEAST_SLICE_S * worker.cpus / seconds)) if job.task_s else slots
+    share = math.ceil(len(job.fresh) * worker.cpus / (2 * max(1, state.total_slots(worker.python))))
+    return max(1, min(math.floor(room + 1e-6), max(least, share)))
+
+
+def _place(state: State, job: Job, worker: Worker, count: int) -> SendSlice:
+    first_slice = worker.id not in job.served
+    if job.ready:
+        start = job.take_ready(worker.id)
+        stop = start + 1
+    else:
+        start, stop = job.take_fresh(worker.id, count)
+    history = job.history_of(start)
+    worker.seq += 1
+    worker.assign(job.record.id, stop - start, job.record.cpus)
+    state.refresh_worker(worker)
+    state.refresh_job(job)
+    return SendSlice(
+        worker=worker.id,
+        seq=worker.seq,
+        job=job.record.id,
+        start=start,
+        stop=stop,
+        round=history.round,
+        attempt=history.attempt,
+        crashes=history.crashes,
+        first_started_at=history.first_started_at,
+        blocks=_blocks(job, start, stop),
+        first_slice=first_slice,
+    )
+
+
+def _blocks(job: Job, start: int, stop: int) -> tuple[BlockRef, ...]:
+    return () if job.record.inline else job.blocks_of(start, stop)
+
+
+def _recall(state: State, now: float) -> list[Command]:
+    """When a worker has free slots and nothing is queued, take back another's tail."""
+    if not any(w.usable and w.used_slots < w.cpus for w in state.workers.values()):
+        return []
+    commands: list[Command] = []
+    for worker in state.workers.values():
+        surplus = worker.used_slots - worker.cpus
+        if surplus <= 0 or worker.recalling or now < worker.no_recall_before:
+            continue
+        job_id = max(worker.tasks, key=lambda job: worker.tasks[job])
+        job = state.jobs[job_id]
+        if not _somebody_is_free(state, job, worker):
+            continue
+        count = max(1, min(surplus, worker.tasks[job_id] - 1) // 2)
+        ranges = job.assigned.get(worker.id, IndexSet()).tail(count)
+        if ranges:
+            worker.recalling = True
+            commands.append(RecallFromWorker(worker.id, job_id, job.with_rounds(ranges)))
+    return commands
+
+
+def _somebody_is_free(state: State, job: Job, but: Worker) -> bool:
+    return any(
+        other.usable
+        and other is not but
+        and other.python == job.record.python
+        and other.cpus - other.used_slots >= job.record.cpus
+        for other in state.workers.values()
+    )

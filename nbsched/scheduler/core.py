@@ -1,0 +1,384 @@
+"""``step``: one event in, the commands that follow from it out.
+
+Routing only. What an event does to a task is in `job`, what is handed out in
+`assign`. Unknown jobs and workers in an event are no error: servers deliver late.
+"""
+
+from __future__ import annotations
+
+import heapq
+
+from nbsched._compat import assert_never
+from nbsched.indexset import IndexSet, Range
+from nbsched.messages import Outcome, WorkerReport
+from nbsched.model import JobId, JobState, TaskRange, WorkerId
+from nbsched.scheduler import events
+from nbsched.scheduler.assign import RECALL_PAUSE_S, hand_out
+from nbsched.scheduler.commands import (
+    Command,
+    DropRequest,
+    PublishCancelled,
+    PublishLost,
+    ReleaseJob,
+    SaveStatus,
+    StopOnWorker,
+    WakeAt,
+)
+from nbsched.scheduler.job import Job
+from nbsched.scheduler.state import State
+from nbsched.scheduler.workers import Worker
+
+
+def step(state: State, event: events.Event, now: float) -> list[Command]:
+    """Apply one event. ``now`` is any clock in seconds that does not jump back."""
+    match event:
+        case events.JobAdded():
+            commands = _job_added(state, event)
+        case events.JobDeleted():
+            commands = _job_deleted(state, event.job)
+        case events.BlockStored():
+            commands = _block_stored(state, event)
+        case events.OutcomesRead():
+            commands = _outcomes_read(state, event, now)
+        case events.CancelAsked():
+            commands = _cancel_asked(state, event)
+        case events.RetryAsked():
+            commands = _retry_asked(state, event)
+        case events.WorkerJoined():
+            commands = _worker_joined(state, event)
+        case events.WorkerLost():
+            commands = _worker_lost(state, event.worker)
+        case events.ReportRead():
+            commands = _report_read(state, event.report)
+        case events.TasksRecalled():
+            commands = _tasks_recalled(state, event, now)
+        case events.SliceRefused():
+            commands = _slice_refused(state, event)
+        case events.RecoveryEnded():
+            state.recovering = False
+            commands = []
+        case events.TimePassed():
+            commands = _time_passed(state, now)
+        case _:
+            assert_never(event)
+    commands += hand_out(state, now)
+    commands += _notes(state, event)
+    return commands
+
+
+# ---------------------------------------------------------------- jobs
+
+
+def _job_added(state: State, event: events.JobAdded) -> list[Command]:
+    record = event.record
+    job = state.jobs.get(record.id)
+    if job is None:
+        job = state.jobs[record.id] = Job(record)
+    job.record = record
+    job.total = record.total
+    job.request_follows = event.request_follows
+    to_cancel: list[Range] = []
+    if record.inline and record.total is not None:
+        to_cancel = job.grow(record.total)
+    state.refresh_job(job)
+    return _cancelled(job, to_cancel) + _advance(state, job)
+
+
+def _job_deleted(state: State, job_id: JobId) -> list[Command]:
+    job = state.jobs.pop(job_id, None)
+    if job is None:
+        return []
+    for worker in state.workers.values():
+        worker.forget(job_id)
+        state.refresh_worker(worker)
+    state.runnable.get(job.record.priority, {}).pop(job_id, None)
+    state.starved.pop(job_id, None)
+    return [ReleaseJob(job_id, tuple(job.served))]
+
+
+def _block_stored(state: State, event: events.BlockStored) -> list[Command]:
+    job = state.jobs.get(event.job)
+    if job is None:
+        return []
+    to_cancel = job.store_block(event.block)
+    state.refresh_job(job)
+    return _cancelled(job, to_cancel)
+
+
+def _advance(state: State, job: Job) -> list[Command]:
+    """Follow the job's state: taken on, ended, opened again."""
+    commands: list[Command] = [
+        DropRequest(job.record.id, request) for request in job.settled_requests()
+    ]
+    target = job.final_state() if job.finished else JobState.RUNNING
+    if target is not job.state:
+        job.state = target
+        job.note = ""
+        commands.append(_status(job))
+    if target.ended and not job.requests and not job.request_follows:
+        commands += _job_deleted(state, job.record.id)
+    return commands
+
+
+def _status(job: Job) -> SaveStatus:
+    return SaveStatus(
+        job=job.record.id,
+        state=job.state,
+        ok=len(job.ok),
+        failed=len(job.failed),
+        cancelled=len(job.cancelled),
+        total=job.total,
+        note=job.note,
+    )
+
+
+def _cancelled(job: Job, ranges: list[Range]) -> list[Command]:
+    return [PublishCancelled(job.record.id, job.with_rounds(ranges))] if ranges else []
+
+
+# ---------------------------------------------------------------- outcomes and requests
+
+
+def _outcomes_read(state: State, event: events.OutcomesRead, now: float) -> list[Command]:
+    job = state.jobs.get(event.job)
+    if job is None:
+        return []
+    holders = set(job.assigned)
+    worker = state.workers.get(event.worker)
+    commands: list[Command] = []
+    for outcome in event.outcomes:
+        if worker is not None:
+            _measure(worker, event.job, outcome)
+        commands += _cancelled(job, job.apply(event.worker, outcome, now))
+    if job.delayed:
+        earliest = min(job.delayed.values())
+        if state.wake_at(earliest):
+            commands.append(WakeAt(earliest))
+    # A changed measurement changes every holder's load, but only this worker's and
+    # those that lost a task need their place at once.
+    for holder in {event.worker} | (holders - set(job.assigned)):
+        state.sync(job, holder)
+    state.refresh_job(job)
+    return commands + _advance(state, job)
+
+
+def _measure(worker: Worker, job: JobId, outcome: Outcome) -> None:
+    if outcome.elapsed_s > 0:
+        worker.measure(job, outcome.elapsed_s / max(1, outcome.stop - outcome.start))
+
+
+def _cancel_asked(state: State, event: events.CancelAsked) -> list[Command]:
+    request = event.request
+    job = state.jobs.get(request.job)
+    if job is None:
+        return []
+    job.request_follows = False
+    to_publish = job.cancel(request.id, request.ranges)
+    state.refresh_job(job)
+    stops = [
+        StopOnWorker(worker, request.job, job.with_rounds(ranges))
+        for worker, held in job.assigned.items()
+        if (ranges := _both(job.stopping, held))
+    ]
+    return [*_cancelled(job, to_publish), *stops, *_advance(state, job)]
+
+
+def _retry_asked(state: State, event: events.RetryAsked) -> list[Command]:
+    request = event.request
+    job = state.jobs.get(request.job)
+    if job is None:
+        return []
+    job.request_follows = False
+    to_cancel = job.retry(request.id, request.ranges)
+    state.refresh_job(job)
+    return _cancelled(job, to_cancel) + _advance(state, job)
+
+
+def _both(left: IndexSet, right: IndexSet) -> list[Range]:
+    return [part for start, stop in left.ranges() for part in right.intersection(start, stop)]
+
+
+# ---------------------------------------------------------------- workers
+
+
+def _worker_joined(state: State, event: events.WorkerJoined) -> list[Command]:
+    worker = state.workers.get(event.worker)
+    if worker is None:
+        worker = Worker(event.worker, event.cpus, event.python)
+        state.workers[event.worker] = worker
+    worker.cpus, worker.draining = event.cpus, event.draining
+    state.refresh_worker(worker)
+    return []
+
+
+def _worker_lost(state: State, worker_id: WorkerId) -> list[Command]:
+    worker = state.workers.pop(worker_id, None)
+    if worker is None:
+        return []
+    state.loads[worker.python].discard(worker_id)
+    commands: list[Command] = []
+    for job in list(state.jobs.values()):
+        job.served.discard(worker_id)
+        held = job.assigned.get(worker_id)
+        if held is None:
+            continue
+        for index in [i for (of, i) in worker.running if of == job.record.id]:
+            commands += _lost_running(job, worker_id, index)
+        to_cancel: list[Range] = []
+        for start, stop in list(held.ranges()):
+            to_cancel += job.give_back(worker_id, start, stop)
+        commands += _cancelled(job, to_cancel)
+        state.refresh_job(job)
+    return commands
+
+
+def _lost_running(job: Job, worker: WorkerId, index: int) -> list[Command]:
+    history = job.lose_running(worker, index)
+    if history is None:
+        return []
+    if index in job.stopping:
+        return _cancelled(job, [(index, index + 1)])
+    return [
+        PublishLost(
+            job=job.record.id,
+            index=index,
+            round=history.round,
+            attempt=history.attempt,
+            crashes=history.crashes,
+            final=history.crashes >= job.record.max_crashes,
+            worker=worker,
+        )
+    ]
+
+
+def _report_read(state: State, report: WorkerReport) -> list[Command]:
+    worker = state.workers.get(report.worker)
+    if worker is None:
+        return []
+    if report.draining and not worker.draining:
+        worker.draining = True
+        state.refresh_worker(worker)
+    worker.running = {
+        (held.job, held.start) for held in report.held if held.running_for_s is not None
+    }
+    held_by_job: dict[JobId, IndexSet] = {}
+    touched: set[JobId] = set()
+    for held in report.held:
+        held_by_job.setdefault(held.job, IndexSet()).add(held.start, held.stop)
+        job = state.jobs.get(held.job)
+        if job is not None:
+            job.adopt(report.worker, held.start, held.stop, held.round)
+            touched.add(held.job)
+    commands: list[Command] = []
+    if report.seq == worker.seq:  # it has had every slice: what it does not hold is lost
+        for job_id in [j for j in worker.tasks if j in state.jobs]:
+            commands += _missing(state.jobs[job_id], report, held_by_job.get(job_id, IndexSet()))
+            touched.add(job_id)
+    for job_id in touched:
+        job = state.jobs[job_id]
+        commands += _stop_again(job, report, held_by_job.get(job_id, IndexSet()))
+        state.sync(job, report.worker)
+        state.refresh_job(job)
+    return commands
+
+
+def _missing(job: Job, report: WorkerReport, held: IndexSet) -> list[Command]:
+    """Assigned, not held, and without an outcome: the task got lost on the way."""
+    assigned = job.assigned.get(report.worker)
+    if assigned is None:
+        return []
+    to_cancel: list[Range] = []
+    for start, stop in list(assigned.ranges()):
+        for low, high in held.missing(start, stop):
+            to_cancel += job.give_back(report.worker, low, high)
+    return _cancelled(job, to_cancel)
+
+
+def _stop_again(job: Job, report: WorkerReport, held: IndexSet) -> list[Command]:
+    """A stop that got lost is sent again with every report; workers ignore repetitions."""
+    ranges = _both(job.stopping, held)
+    if not ranges:
+        return []
+    return [StopOnWorker(report.worker, job.record.id, job.with_rounds(ranges))]
+
+
+def _tasks_recalled(state: State, event: events.TasksRecalled, now: float) -> list[Command]:
+    worker = state.workers.get(event.worker)
+    if worker is not None:
+        worker.recalling = False
+        if not event.ranges:
+            worker.no_recall_before = now + RECALL_PAUSE_S
+    job = state.jobs.get(event.job)
+    if job is None:
+        return []
+    to_cancel = _returned(job, event.worker, event.ranges)
+    state.sync(job, event.worker)
+    state.refresh_job(job)
+    return _cancelled(job, to_cancel)
+
+
+def _returned(job: Job, worker: WorkerId, ranges: tuple[TaskRange, ...]) -> list[Range]:
+    to_cancel: list[Range] = []
+    for named in ranges:
+        to_cancel += job.give_back(worker, named.start, named.stop)
+    return to_cancel
+
+
+def _slice_refused(state: State, event: events.SliceRefused) -> list[Command]:
+    worker = state.workers.get(event.worker)
+    if worker is not None:
+        worker.draining = True  # until its record says otherwise
+        state.refresh_worker(worker)
+    job = state.jobs.get(event.job)
+    if job is None:
+        return []
+    to_cancel = job.give_back(event.worker, event.start, event.stop)
+    state.sync(job, event.worker)
+    state.refresh_job(job)
+    return _cancelled(job, to_cancel)
+
+
+def _time_passed(state: State, now: float) -> list[Command]:
+    while state.wakes and state.wakes[0] <= now:
+        heapq.heappop(state.wakes)
+    later: list[float] = []
+    for job in state.jobs.values():
+        if job.delayed and job.release_due(now):
+            state.refresh_job(job)
+        if job.delayed:
+            later.append(min(job.delayed.values()))
+    if later and state.wake_at(min(later)):
+        return [WakeAt(min(later))]
+    return []
+
+
+# ---------------------------------------------------------------- why nothing moves
+
+
+def _notes(state: State, event: events.Event) -> list[Command]:
+    """Say in the status why jobs wait, when members or jobs change."""
+    if state.recovering or not isinstance(
+        event, (events.JobAdded, events.WorkerJoined, events.WorkerLost, events.RecoveryEnded)
+    ):
+        return []
+    changed: list[Command] = []
+    for job in state.jobs.values():
+        note = "" if job.finished else _why_waiting(state, job)
+        if note != job.note:
+            job.note = note
+            changed.append(_status(job))
+    return changed
+
+
+def _why_waiting(state: State, job: Job) -> str:
+    usable = [worker for worker in state.workers.values() if worker.usable]
+    if not usable:
+        return "no worker is there: start one with nbsched-worker"
+    matching = [worker for worker in usable if worker.python == job.record.python]
+    if not matching:
+        found = ", ".join(sorted({worker.python for worker in usable}))
+        return f"needs a worker with Python {job.record.python}; there is Python {found}"
+    if all(worker.cpus < job.record.cpus for worker in matching):
+        most = max(worker.cpus for worker in matching)
+        return f"a task needs {job.record.cpus} CPUs; the largest worker has {most}"
+    return ""
