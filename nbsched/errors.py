@@ -6,7 +6,8 @@ and waiting too long is the built-in ``TimeoutError``, as everywhere in Python.
 
     NbschedError
     ├── ConfigurationError        a setting, argument or key is missing or wrong
-    │   └── InvalidIdError        an id or namespace with characters it may not have
+    │   ├── InvalidIdError        an id or namespace with characters it may not have
+    │   └── NotCallableError      what is to be mapped or submitted is not callable
     ├── ConnectError              a server cannot be used
     │   ├── StoreUnreachableError     etcd
     │   ├── BusUnreachableError       NATS
@@ -26,6 +27,9 @@ and waiting too long is the built-in ``TimeoutError``, as everywhere in Python.
         ├── ResultTooLargeError       its result is over the worker's limit
         └── ResultNotReadableError    its result cannot be unpickled here
 
+`RemoteTraceback` is no error of its own: it is the ``__cause__`` that shows where a
+task's exception was raised.
+
 Messages give the fact, the cause and the next step.
 """
 
@@ -42,6 +46,10 @@ class ConfigurationError(NbschedError, ValueError):
 
 class InvalidIdError(ConfigurationError):
     """An id has characters that cannot stand in a key or a subject."""
+
+
+class NotCallableError(ConfigurationError, TypeError):
+    """What is to be mapped or submitted is not callable."""
 
 
 class ConnectError(NbschedError, ConnectionError):
@@ -125,3 +133,14 @@ class ResultTooLargeError(TaskError):
 
 class ResultNotReadableError(TaskError):
     """The task's result cannot be unpickled in this process."""
+
+
+class RemoteTraceback(Exception):  # noqa: N818 - it is no error, it shows where one came from
+    """The cause of a task's exception: the traceback as it was formatted on the worker."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f"\n{self.text}"

@@ -56,13 +56,17 @@ def decode_inline(data: bytes | memoryview) -> InlineInput:
     return msgspec.msgpack.decode(data, type=InlineInput)
 
 
-def pack(items: Iterable[object], block_bytes: int, first: int = 0) -> Iterator[Block]:
+def pack(
+    items: Iterable[object], block_bytes: int, most_items: int | None = None
+) -> Iterator[Block]:
     """Cut items into blocks of about ``block_bytes``, consuming them as it goes.
+
+    ``most_items`` bounds a block further, for callers that must not take too many.
 
     Raises:
         NotPicklableError: names the index of the item that cannot be pickled.
     """
-    packer = _Packer(first, block_bytes)
+    packer = _Packer(block_bytes, min(MAX_ITEMS, most_items or MAX_ITEMS))
     for item in items:
         packer.add(item)
         if packer.full:
@@ -74,9 +78,10 @@ def pack(items: Iterable[object], block_bytes: int, first: int = 0) -> Iterator[
 class _Packer:
     """The block being filled: scalars as long as there are only scalars."""
 
-    def __init__(self, first: int, limit: int) -> None:
-        self._first = first
+    def __init__(self, limit: int, most_items: int) -> None:
+        self._first = 0
         self._limit = limit
+        self._most_items = most_items
         self._scalars: list[object] = []
         self._pickles: list[bytes] = []
         self._bytes = 0
@@ -90,7 +95,7 @@ class _Packer:
     def full(self) -> bool:
         return (
             self._bytes >= self._limit
-            or self.count >= MAX_ITEMS
+            or self.count >= self._most_items
             or time.monotonic() - self._opened_at > MAX_WAIT_S
         )
 

@@ -205,6 +205,7 @@ def _worker_joined(state: State, event: events.WorkerJoined) -> list[Command]:
     worker = state.workers.get(event.worker)
     if worker is None:
         worker = Worker(event.worker, event.cpus, event.python)
+        worker.seq = state.last_seq.pop(event.worker, 0)
         state.workers[event.worker] = worker
     worker.cpus, worker.draining = event.cpus, event.draining
     state.refresh_worker(worker)
@@ -216,6 +217,7 @@ def _worker_lost(state: State, worker_id: WorkerId) -> list[Command]:
     if worker is None:
         return []
     state.loads[worker.python].discard(worker_id)
+    state.last_seq[worker_id] = worker.seq
     commands: list[Command] = []
     for job in list(state.jobs.values()):
         job.served.discard(worker_id)

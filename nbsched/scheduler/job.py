@@ -51,6 +51,8 @@ class Job:
     uploaded: int = 0
     total: int | None = None
     blocks: list[BlockRef] = field(default_factory=list)
+    early_blocks: dict[int, BlockRef] = field(default_factory=dict)
+    """Blocks that came before their predecessors, by first index."""
     fresh: IndexSet = field(default_factory=IndexSet)
     ready: dict[int, None] = field(default_factory=dict)
     delayed: dict[int, float] = field(default_factory=dict)
@@ -157,12 +159,15 @@ class Job:
         return [(start, uploaded)]
 
     def store_block(self, block: BlockRef) -> list[Range]:
-        """A block is complete. Only the next one is accepted: a repeated one is known
-        already, and a gap is filled when the log is read again."""
-        if block.block == 0 or block.first != self.uploaded:
+        """A block is complete; it counts once all blocks before it are there too."""
+        if block.block == 0 or block.first < self.uploaded:
             return []
-        self.blocks.append(block)
-        return self.grow(block.first + block.count)
+        self.early_blocks[block.first] = block
+        to_cancel: list[Range] = []
+        while (follower := self.early_blocks.pop(self.uploaded, None)) is not None:
+            self.blocks.append(follower)
+            to_cancel += self.grow(follower.first + follower.count)
+        return to_cancel
 
     # ------------------------------------------------------------ handing out
 

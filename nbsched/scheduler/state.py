@@ -29,6 +29,8 @@ class State:
     """Jobs with work to hand out, by priority, in turn."""
     starved: dict[JobId, None] = field(default_factory=dict)
     """Jobs with work of which no task is assigned."""
+    last_seq: dict[WorkerId, int] = field(default_factory=dict)
+    """Slices sent to workers that were lost: they may come back under the same id."""
     wakes: list[float] = field(default_factory=list)
 
     def total_slots(self, python: str) -> int:

@@ -1,0 +1,278 @@
+"""`MapFuture`: all tasks of one ``map`` call, without an object per task."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import CancelledError
+from typing import Any, overload
+
+from nbsched.client.futures import Future
+from nbsched.client.interrupts import OnInterrupt, ends_job_on_interrupt
+from nbsched.client.progress import Progress, shown_while_waiting, view_factory
+from nbsched.client.requests import cancel_job, cancel_tasks, retry_tasks
+from nbsched.client.results import TaskState
+from nbsched.client.session import Session
+from nbsched.client.tracker import JobTracker
+from nbsched.indexset import IndexSet
+from nbsched.model import JobId
+
+
+class MapFuture:
+    """The tasks of a job: iterate for results, index for futures, ask for progress.
+
+    ``for r in mf`` gives results in input order as they arrive; ``mf[i]`` the `Future`
+    of item ``i``; ``mf.result()`` and ``await mf`` the list of all results.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        tracker: JobTracker,
+        *,
+        return_exceptions: bool = False,
+        on_interrupt: OnInterrupt = "cancel",
+        upload_more: Callable[[int], bool] | None = None,
+    ) -> None:
+        self._session = session
+        self._tracker = tracker
+        self._return_exceptions = return_exceptions
+        self._on_interrupt: OnInterrupt = on_interrupt
+        self._upload_more = upload_more
+        """With ``buffersize``: upload until so many tasks are known; False at the end."""
+
+    # ------------------------------------------------------------ what it is
+
+    @property
+    def id(self) -> JobId:
+        """The job's id, for ``cluster.attach``."""
+        return self._tracker.id
+
+    @property
+    def job_id(self) -> JobId:
+        """The same as ``id``, as on a `Future`."""
+        return self._tracker.id
+
+    @property
+    def progress(self) -> Progress:
+        """A snapshot of where the job is."""
+        return self._tracker.progress()
+
+    def __len__(self) -> int:
+        """The number of tasks. Raises TypeError while items are still being uploaded."""
+        if self._tracker.total is None:
+            raise TypeError(f"Job {self.id} is still being uploaded: its length is not known yet.")
+        return self._tracker.total
+
+    def __repr__(self) -> str:
+        now = self.progress
+        known = now.total if now.total is not None else f"{now.uploaded}+"
+        return f"<nbsched.MapFuture {self.id} {now.name!r} {now.state} {now.done}/{known}>"
+
+    def _ipython_display_(self) -> None:
+        views = view_factory()
+        if views is None or not views.display(self):
+            print(repr(self))
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, object]:
+        views = view_factory()
+        return {"text/plain": repr(self)} if views is None else views.mimebundle(self)
+
+    # ------------------------------------------------------------ single tasks
+
+    @overload
+    def __getitem__(self, index: int) -> Future: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Future]: ...
+    def __getitem__(self, index: int | slice) -> Future | list[Future]:
+        """The future(s) of one item or of a slice of items."""
+        known = self._tracker.known
+        if isinstance(index, slice):
+            return [self._future(i) for i in range(*index.indices(known))]
+        position = index + known if index < 0 else index
+        if not 0 <= position < known:
+            raise IndexError(f"Job {self.id} has {known} tasks; there is no task {index}.")
+        return self._future(position)
+
+    def _future(self, index: int) -> Future:
+        return self._tracker.future(index, self._make_future)
+
+    def _make_future(self, index: int) -> Future:
+        return Future(self._tracker, index, self._cancel, self._retry, self._on_interrupt)
+
+    def futures(self) -> list[Future]:
+        """All futures, in input order. One object per task: prefer ``mf[i]``."""
+        self._drain()
+        return self[:]
+
+    def failures(self) -> list[Future]:
+        """The futures of the tasks that have failed so far."""
+        return [self._future(index) for index in self._tracker.all_in(TaskState.FAILED)]
+
+    # ------------------------------------------------------------ results
+
+    def __iter__(self) -> Iterator[Any]:
+        """Results in input order, each as soon as it and those before it are there.
+
+        Raises a task's exception at its place, unless ``return_exceptions`` is set.
+        """
+        index = 0
+        with shown_while_waiting(self):
+            while self._exists(index):
+                with ends_job_on_interrupt(self, self._on_interrupt):
+                    self._wait_for(index)
+                while index < self._tracker.known and self._ended(index):
+                    yield self._outcome(index)
+                    index += 1
+
+    def as_completed(self, timeout: float | None = None) -> Iterator[Future]:
+        """Futures in the order in which their tasks end, each once.
+
+        Raises TimeoutError when not all have ended ``timeout`` seconds after the start.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self._drain()
+        seen, given = 0, IndexSet()
+        while self._tracker.total is None or len(given) < self._tracker.total:
+            arrived = self._tracker.arrivals(seen)
+            seen += len(arrived)
+            for start, stop in arrived:
+                for low, high in given.missing(start, stop):
+                    given.add(low, high)
+                    yield from (self._future(index) for index in range(low, high))
+            if not arrived and not self._wait_for_arrival(seen, deadline):
+                raise TimeoutError(f"{len(given)} tasks of job {self.id} ended in time, not all.")
+
+    def _wait_for_arrival(self, seen: int, deadline: float | None) -> bool:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        with ends_job_on_interrupt(self, self._on_interrupt):
+            return self._tracker.wait(
+                lambda: bool(self._tracker.arrivals(seen)) or self._tracker.finished, left
+            )
+
+    def result(self, timeout: float | None = None) -> list[Any]:
+        """The list of all results, in input order.
+
+        Raises as soon as a task has failed for good (the others go on; see
+        ``failures()``), unless ``return_exceptions`` is set.
+
+        Raises:
+            TimeoutError: not all have ended within ``timeout`` seconds.
+            CancelledError: a task was cancelled.
+            BaseException: what a task raised, with its remote traceback.
+        """
+        self._drain()
+        with shown_while_waiting(self), ends_job_on_interrupt(self, self._on_interrupt):
+            if not self._tracker.wait(self._decided, timeout):
+                now = self.progress
+                raise TimeoutError(
+                    f"Job {self.id} has not ended within {timeout} s: {now.done} of"
+                    f" {now.total} tasks have. It goes on; wait again, or cancel() it."
+                )
+        return self._results()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until every task has ended; False when the time is over first."""
+        self._drain()
+        with shown_while_waiting(self), ends_job_on_interrupt(self, self._on_interrupt):
+            return self._tracker.wait(lambda: self._tracker.finished, timeout)
+
+    def __await__(self) -> Generator[Any, None, list[Any]]:
+        return self._async_result().__await__()
+
+    async def _async_result(self) -> list[Any]:
+        self._drain()
+        loop = asyncio.get_running_loop()
+        changed = asyncio.Event()
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(changed.set)
+
+        self._tracker.listen(wake)
+        try:
+            while not self._decided():
+                if self._tracker.failure is not None:
+                    raise self._tracker.failure
+                await changed.wait()
+                changed.clear()
+        finally:
+            self._tracker.unlisten(wake)
+        return self._results()
+
+    def _decided(self) -> bool:
+        """Whether `result` can return or raise."""
+        if self._tracker.finished:
+            return True
+        return not self._return_exceptions and self._tracker.count(TaskState.FAILED) > 0
+
+    def _results(self) -> list[Any]:
+        if not self._return_exceptions:
+            failed = self._tracker.first(TaskState.FAILED)
+            if failed is not None:
+                return [self._tracker.value(failed)]  # raises
+            if self._tracker.count(TaskState.CANCELLED):
+                raise CancelledError()
+        return [self._outcome(index) for index in range(self._tracker.known)]
+
+    def _outcome(self, index: int) -> Any:
+        if self._return_exceptions:
+            error = self._tracker.exception(index)
+            if error is not None:
+                return error
+        return self._tracker.value(index)
+
+    def _wait_for(self, index: int) -> None:
+        self._tracker.wait(lambda: self._ended(index), None)
+
+    def _ended(self, index: int) -> bool:
+        return self._tracker.state(index) is not TaskState.PENDING
+
+    # ------------------------------------------------------------ state and control
+
+    def done(self) -> bool:
+        """Whether every task has ended."""
+        return self._tracker.finished
+
+    def cancelled(self) -> bool:
+        """Whether the job has ended and some of its tasks were cancelled."""
+        return self.done() and self._tracker.count(TaskState.CANCELLED) > 0
+
+    def cancel(self) -> bool:
+        """Stop every task that has not ended, queued or running. False when all have.
+
+        The request is durable when this returns; ``wait()`` waits for its effect.
+        """
+        if self.done():
+            return False
+        cancel_job(self._session, self._tracker)
+        return True
+
+    def retry(self) -> int:
+        """Run again what failed or was cancelled; returns how many tasks that are."""
+        return self._retry(self._tracker.all_in(TaskState.FAILED, TaskState.CANCELLED))
+
+    def _cancel(self, indices: list[int]) -> bool:
+        return cancel_tasks(self._session, self._tracker, indices)
+
+    def _retry(self, indices: list[int]) -> int:
+        return retry_tasks(self._session, self._tracker, indices)
+
+    # ------------------------------------------------------------ uploading on demand
+
+    def _exists(self, index: int) -> bool:
+        """Whether there is a task ``index``; uploads or waits to find out."""
+        if self._upload_more is not None and not self._upload_more(index):
+            self._upload_more = None
+        if index < self._tracker.known:
+            return True
+        self._tracker.wait(
+            lambda: index < self._tracker.known or self._tracker.total is not None, None
+        )
+        return index < self._tracker.known
+
+    def _drain(self) -> None:
+        """Upload all that is left: somebody wants everything."""
+        while self._upload_more is not None:
+            if not self._upload_more(-1):
+                self._upload_more = None

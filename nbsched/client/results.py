@@ -1,0 +1,251 @@
+"""The outcomes of one job as its client knows them. Pure data: no thread, no server.
+
+One byte of state and one reference per task; values are unpickled when somebody asks
+for them, a segment (what came in one outcome) at a time. The first valid outcome of
+a task in its round wins; an outcome of a later round replaces it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from enum import IntEnum
+from typing import Any
+
+import msgspec
+
+from nbsched import errors
+from nbsched.errors import RemoteTraceback, ResultNotPicklableError, ResultNotReadableError
+from nbsched.indexset import IndexSet, Range
+from nbsched.messages import Encoding, ErrorReport, Outcome, OutcomeState
+from nbsched.model import TaskRange
+from nbsched.payload import pickling
+
+
+class TaskState(IntEnum):
+    """A task as its client sees it."""
+
+    PENDING = 0
+    OK = 1
+    FAILED = 2
+    CANCELLED = 3
+
+
+_FINAL = {
+    OutcomeState.OK: TaskState.OK,
+    OutcomeState.FAILED: TaskState.FAILED,
+    OutcomeState.CANCELLED: TaskState.CANCELLED,
+}
+
+
+class Segment:
+    """The bytes of one outcome, and their values once somebody has asked for them."""
+
+    __slots__ = ("_outcome", "_raw", "_values")
+
+    def __init__(self, outcome: Outcome, raw: memoryview) -> None:
+        self._outcome = outcome
+        self._raw: memoryview | None = raw
+        self._values: list[Any] | None = None
+
+    def value(self, index: int) -> Any:
+        """The result of a task. Raises its exception, or ResultNotReadableError."""
+        if self._values is None:
+            self._values = self._decode()
+            self._raw = None
+        value = self._values[index - self._outcome.start]
+        if isinstance(value, _Raised):
+            raise value.error
+        return value
+
+    def exception(self, index: int) -> BaseException | None:
+        try:
+            self.value(index)
+        except BaseException as error:
+            return error
+        return None
+
+    def _decode(self) -> list[Any]:
+        outcome, raw = self._outcome, self._raw
+        assert raw is not None, "decoded twice"
+        count = outcome.stop - outcome.start
+        if outcome.encoding is Encoding.NOTHING:
+            return [_Raised(CancelledError())] * count
+        if outcome.encoding is Encoding.ERROR:
+            report = msgspec.msgpack.decode(raw, type=ErrorReport)
+            return [_Raised(exception_of(report, outcome.start))] * count
+        if outcome.encoding is Encoding.SCALARS:
+            return list(pickling.loads(raw))
+        values, at = [], 0
+        for offset, size in enumerate(outcome.sizes):
+            values.append(_load(raw[at : at + size], outcome.start + offset))
+            at += size
+        return values
+
+
+class _Raised:
+    """Marks a value that is to be raised."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+def _load(raw: memoryview, index: int) -> Any:
+    try:
+        return pickling.loads(raw)
+    except Exception as error:
+        unreadable = ResultNotReadableError(
+            f"The result of task {index} cannot be unpickled here"
+            f" ({type(error).__name__}: {error}). Install what its class needs in this process.",
+            index=index,
+        )
+        unreadable.__cause__ = error
+        return _Raised(unreadable)
+
+
+def exception_of(report: ErrorReport, index: int) -> BaseException:
+    """The exception that a report stands for, with the remote traceback as its cause."""
+    if report.system is not None:
+        kind = getattr(errors, report.system, errors.TaskError)
+        error: BaseException = kind(report.message, index=index, details=dict(report.details))
+    elif report.pickle is None:
+        error = ResultNotPicklableError(
+            f"Task {index} raised {report.type_name}: {report.message}. The exception itself"
+            " cannot be pickled; make it picklable (keep its constructor's arguments in args) to"
+            " receive it as it is.",
+            index=index,
+        )
+    else:
+        try:
+            error = pickling.loads(report.pickle)
+        except Exception as reason:
+            error = ResultNotReadableError(
+                f"Task {index} raised {report.type_name}: {report.message}. The exception itself"
+                f" cannot be unpickled here ({type(reason).__name__}: {reason}).",
+                index=index,
+            )
+    if report.traceback:
+        error.__cause__ = RemoteTraceback(report.traceback)
+    return error
+
+
+class ResultStore:
+    """States and values of all tasks of a job."""
+
+    def __init__(self) -> None:
+        self._states = bytearray()
+        self._segments: list[Segment | None] = []
+        self._rounds: dict[int, int] = {}
+        self._retrying: set[int] = set()
+        self._counts = [0, 0, 0, 0]
+
+    def __len__(self) -> int:
+        """Tasks known so far."""
+        return len(self._states)
+
+    def grow(self, size: int) -> None:
+        """Know of tasks up to ``size``."""
+        more = size - len(self._states)
+        if more > 0:
+            self._states.extend(bytes(more))
+            self._segments.extend([None] * more)
+            self._counts[TaskState.PENDING] += more
+
+    def count(self, state: TaskState) -> int:
+        return self._counts[state]
+
+    @property
+    def retrying(self) -> int:
+        """Tasks whose last attempt failed and that will run again."""
+        return len(self._retrying)
+
+    def state(self, index: int) -> TaskState:
+        return TaskState(self._states[index])
+
+    def round(self, index: int) -> int:
+        return self._rounds.get(index, 0)
+
+    def value(self, index: int) -> Any:
+        segment = self._segments[index]
+        assert segment is not None, "asked for a value before the outcome"
+        return segment.value(index)
+
+    def exception(self, index: int) -> BaseException | None:
+        segment = self._segments[index]
+        assert segment is not None, "asked for an exception before the outcome"
+        return segment.exception(index)
+
+    def indices(self, state: TaskState, start: int = 0) -> Iterator[int]:
+        """The tasks in a state, ascending."""
+        at = self._states.find(state, start)
+        while at >= 0:
+            yield at
+            at = self._states.find(state, at + 1)
+
+    def apply(self, outcome: Outcome, raw: memoryview) -> list[Range]:
+        """Take in an outcome; returns the tasks that have ended by it."""
+        self.grow(outcome.stop)
+        if outcome.state is OutcomeState.RETRY:
+            self._note_retry(outcome)
+            return []
+        span = slice(outcome.start, outcome.stop)
+        count = outcome.stop - outcome.start
+        segment = Segment(outcome, raw)
+        untouched = not self._rounds and outcome.round == 0
+        if untouched and self._states[span] == bytes(count):
+            self._enter(span, _FINAL[outcome.state], segment)
+            return [(outcome.start, outcome.stop)]
+        ended = IndexSet()
+        for index in range(outcome.start, outcome.stop):
+            if self._accepts(index, outcome.round):
+                self._enter(slice(index, index + 1), _FINAL[outcome.state], segment)
+                ended.add(index, index + 1)
+        return list(ended.ranges())
+
+    def _accepts(self, index: int, round_: int) -> bool:
+        """Whether an outcome of this round is the first one; a later round reopens."""
+        known = self.round(index)
+        if round_ > known:
+            self.reopen(index, round_)
+        return round_ >= known and self._states[index] == TaskState.PENDING
+
+    def _enter(self, span: slice, state: TaskState, segment: Segment) -> None:
+        count = span.stop - span.start
+        self._states[span] = bytes([state]) * count
+        self._segments[span] = [segment] * count
+        self._counts[TaskState.PENDING] -= count
+        self._counts[state] += count
+        if self._retrying:
+            self._retrying.difference_update(range(span.start, span.stop))
+
+    def _note_retry(self, outcome: Outcome) -> None:
+        index = outcome.start
+        if outcome.round > self.round(index):
+            self.reopen(index, outcome.round)
+        if outcome.round == self.round(index) and self._states[index] == TaskState.PENDING:
+            self._retrying.add(index)
+
+    def started(self, index: int) -> None:
+        """The task runs (again)."""
+        self._retrying.discard(index)
+
+    def reopen(self, index: int, round_: int) -> None:
+        """The task is to run again, in this round."""
+        self._counts[self._states[index]] -= 1
+        self._states[index] = TaskState.PENDING
+        self._counts[TaskState.PENDING] += 1
+        self._segments[index] = None
+        self._rounds[index] = round_
+
+    def open_ranges(self, indices: Iterator[int] | range) -> tuple[TaskRange, ...]:
+        """Name tasks with their rounds, neighbours together."""
+        named: list[TaskRange] = []
+        for index in indices:
+            round_ = self.round(index)
+            if named and named[-1].stop == index and named[-1].round == round_:
+                named[-1] = TaskRange(named[-1].start, index + 1, round_)
+            else:
+                named.append(TaskRange(index, index + 1, round_))
+        return tuple(named)

@@ -1,0 +1,278 @@
+"""One job as its client sees it, safe to touch from any thread.
+
+The session feeds outcomes and reports in on the I/O thread; users wait, ask and
+cancel on theirs. The lock is held for bookkeeping only: nothing is unpickled and no
+callback runs under it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from nbsched.client.delivery import delivery
+from nbsched.client.progress import Progress
+from nbsched.client.results import ResultStore, TaskState
+from nbsched.indexset import Range
+from nbsched.messages import Outcome
+from nbsched.model import ClientId, JobId, JobRecord, TaskRange, WorkerId
+
+if TYPE_CHECKING:
+    from nbsched.client.futures import Future
+
+
+class JobTracker:
+    """Everything a client knows of one job."""
+
+    def __init__(self, record: JobRecord) -> None:
+        self.id: JobId = record.id
+        self.client: ClientId = record.client
+        self.record = record
+        self.changed = threading.Condition()
+        self.failure: BaseException | None = None
+        """Why nothing more will come: the cluster was closed, the upload failed."""
+        self._store = ResultStore()
+        self._total: int | None = record.total
+        self._uploaded = record.total or 0
+        self._arrivals: list[Range] = []
+        """Tasks in the order in which they ended."""
+        self._running: dict[WorkerId, frozenset[int]] = {}
+        self._futures: weakref.WeakValueDictionary[int, Future] = weakref.WeakValueDictionary()
+        self._listeners: list[Callable[[], None]] = []
+        self._started = time.monotonic() - max(0.0, time.time() - record.submitted_at)
+        self._ended: float | None = None
+        self.note = ""
+        if record.total is not None:
+            self._store.grow(record.total)
+            self._check_end()
+
+    # ------------------------------------------------------------ fed by the session
+
+    def uploaded(self, count: int) -> None:
+        with self.changed:
+            self._uploaded = max(self._uploaded, count)
+            self._store.grow(self._uploaded)
+            self.changed.notify_all()
+
+    def seal(self, total: int) -> None:
+        """The number of tasks is known now."""
+        with self.changed:
+            self._total = total
+            self._uploaded = max(self._uploaded, total)
+            self._store.grow(total)
+            self._check_end()
+            self.changed.notify_all()
+            listeners = list(self._listeners)
+        self._tell(listeners)
+
+    def take_in(self, outcomes: Sequence[Outcome], body: bytes) -> None:
+        """Outcomes came, with their bytes one after another in ``body``."""
+        view = memoryview(body)
+        at = 0
+        with self.changed:
+            resolved: list[Future] = []
+            for outcome in outcomes:
+                size = sum(outcome.sizes)
+                for start, stop in self._store.apply(outcome, view[at : at + size]):
+                    self._arrivals.append((start, stop))
+                    resolved += self._live_futures(start, stop)
+                at += size
+            self._check_end()
+            self.changed.notify_all()
+            listeners = list(self._listeners)
+        for future in resolved:
+            delivery().put(future._resolve)
+        self._tell(listeners)
+
+    def report(self, worker: WorkerId, running: frozenset[int]) -> None:
+        """A worker said which tasks of this job it runs."""
+        with self.changed:
+            started = running - self._running.get(worker, frozenset())
+            if running:
+                self._running[worker] = running
+            else:
+                self._running.pop(worker, None)
+            for index in started:
+                self._store.started(index)
+                future = self._futures.get(index)
+                if future is not None and self._pending(index):
+                    future._mark_running()
+
+    def fail(self, error: BaseException) -> None:
+        """Nothing more will come. Waiting calls raise ``error``."""
+        with self.changed:
+            if self.finished:
+                return
+            self.failure = error
+            futures = [f for f in list(self._futures.values()) if f is not None and not f.done()]
+            self.changed.notify_all()
+            listeners = list(self._listeners)
+        for future in futures:
+            delivery().put(lambda future=future: future._fail(error))  # type: ignore[misc]
+        self._tell(listeners)
+
+    def _check_end(self) -> None:
+        if self.finished:
+            if self._ended is None:
+                self._ended = time.monotonic()
+            self._running.clear()
+        else:
+            self._ended = None
+
+    def _live_futures(self, start: int, stop: int) -> list[Future]:
+        if not self._futures:
+            return []
+        if stop - start > len(self._futures):
+            pairs = list(self._futures.items())
+            return [future for index, future in pairs if start <= index < stop]
+        found = (self._futures.get(index) for index in range(start, stop))
+        return [future for future in found if future is not None]
+
+    def _tell(self, listeners: list[Callable[[], None]]) -> None:
+        for listener in listeners:
+            listener()
+
+    # ------------------------------------------------------------ asked by users
+
+    @property
+    def total(self) -> int | None:
+        return self._total
+
+    @property
+    def known(self) -> int:
+        """Tasks uploaded so far."""
+        return self._uploaded
+
+    @property
+    def finished(self) -> bool:
+        """Every task of the sealed job has ended."""
+        pending = self._store.count(TaskState.PENDING)
+        return self._total is not None and not pending and len(self._store) >= self._total
+
+    def state(self, index: int) -> TaskState:
+        with self.changed:
+            return self._store.state(index)
+
+    def _pending(self, index: int) -> bool:
+        return self._store.state(index) is TaskState.PENDING
+
+    def is_running(self, index: int) -> bool:
+        with self.changed:
+            return self._pending(index) and any(
+                index in running for running in self._running.values()
+            )
+
+    def value(self, index: int) -> Any:
+        return self._store.value(index)
+
+    def exception(self, index: int) -> BaseException | None:
+        return self._store.exception(index)
+
+    def first(self, state: TaskState) -> int | None:
+        """The first task in a state."""
+        with self.changed:
+            return next(self._store.indices(state), None)
+
+    def all_in(self, *states: TaskState) -> list[int]:
+        with self.changed:
+            return sorted(index for state in states for index in self._store.indices(state))
+
+    def count(self, state: TaskState) -> int:
+        return self._store.count(state)
+
+    def arrivals(self, since: int) -> list[Range]:
+        """Tasks that ended, in that order, from the ``since``-th entry on."""
+        with self.changed:
+            return self._arrivals[since:]
+
+    def wait(self, condition: Callable[[], bool], timeout: float | None) -> bool:
+        """Wait until the condition holds; False when the time is over first.
+
+        Raises ``failure`` when nothing more will come.
+        """
+        with self.changed:
+            held = self.changed.wait_for(lambda: condition() or self.failure is not None, timeout)
+            if condition():
+                return True
+            if self.failure is not None:
+                raise self.failure
+            return held
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call ``listener`` (on any thread, quickly) whenever something has changed."""
+        with self.changed:
+            self._listeners.append(listener)
+
+    def unlisten(self, listener: Callable[[], None]) -> None:
+        with self.changed:
+            self._listeners.remove(listener)
+
+    def future(self, index: int, make: Callable[[int], Future]) -> Future:
+        """The future of a task: the same object as long as somebody holds it."""
+        with self.changed:
+            found = self._futures.get(index)
+            if found is not None:
+                return found
+            found = self._futures[index] = make(index)
+            if self.is_running(index):
+                found._mark_running()
+            ended = not self._pending(index)
+        if ended:
+            found._resolve()
+        elif self.failure is not None:
+            found._fail(self.failure)
+        return found
+
+    # ------------------------------------------------------------ cancel and retry
+
+    def to_cancel(self, indices: Sequence[int]) -> tuple[TaskRange, ...]:
+        """Those of the tasks that have not ended, with their rounds."""
+        with self.changed:
+            return self._store.open_ranges(i for i in indices if self._pending(i))
+
+    def reopen(self, indices: Sequence[int]) -> tuple[TaskRange, ...]:
+        """Put ended tasks back to pending, in a new round; returns them as a request."""
+        with self.changed:
+            chosen = [index for index in indices if not self._pending(index)]
+            futures = [f for index in chosen if (f := self._futures.get(index)) is not None]
+            for index in chosen:
+                self._store.reopen(index, self._store.round(index) + 1)
+            ranges = self._store.open_ranges(iter(chosen))
+            self._check_end()
+            for future in futures:
+                future._reopen()
+            self.changed.notify_all()
+        return ranges
+
+    # ------------------------------------------------------------ progress
+
+    def progress(self) -> Progress:
+        with self.changed:
+            running = {i for some in self._running.values() for i in some if self._pending(i)}
+            ended = self._ended if self._ended is not None else time.monotonic()
+            return Progress(
+                job=self.id,
+                name=self.record.name,
+                total=self._total,
+                uploaded=self._uploaded,
+                ok=self._store.count(TaskState.OK),
+                failed=self._store.count(TaskState.FAILED),
+                cancelled=self._store.count(TaskState.CANCELLED),
+                running=len(running),
+                retrying=self._store.retrying,
+                elapsed_s=max(0.0, ended - self._started),
+                workers=len(self._running),
+                state=self._state_name(bool(running)),
+                note=self.note,
+            )
+
+    def _state_name(self, running: bool) -> str:
+        if not self.finished:
+            started = running or bool(self._arrivals)
+            return "running" if started else "waiting"
+        if self._store.count(TaskState.FAILED):
+            return "failed"
+        return "cancelled" if self._store.count(TaskState.CANCELLED) else "succeeded"

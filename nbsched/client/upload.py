@@ -1,0 +1,224 @@
+"""A job on its way to the servers, driven by the thread that called ``map``.
+
+A small job is one transaction in etcd: its record, and its bytes beside it. A larger
+one uploads the callable and the first block, then its record (the commit point), then
+the rest while it already runs; writing the record again with the total seals it.
+Items are consumed as they are uploaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator
+
+import msgspec
+
+from nbsched.client.session import Session
+from nbsched.client.tracker import JobTracker
+from nbsched.errors import NbschedError
+from nbsched.messages import BlockRef
+from nbsched.model import CancelRequest, JobRecord, to_json
+from nbsched.names import new_request_id
+from nbsched.payload import blocks, envelope
+from nbsched.payload.blocks import Block, InlineInput
+from nbsched.payload.envelope import Envelope, Kind
+from nbsched.storage import Absent, ModifiedAt, Put
+from nbsched.transport import LogFullError
+
+log = logging.getLogger(__name__)
+
+_IN_FLIGHT_BYTES = 8 * 1024 * 1024
+_FULL_RETRY_S = 1.0
+_INLINE_WAIT_S = 0.2
+"""An iterator that is not through by then starts its job with what it has given."""
+
+
+class Upload:
+    """The upload of one job's items; `advance` moves it on."""
+
+    def __init__(
+        self, session: Session, record: JobRecord, function: bytes, packed: Iterator[Block]
+    ) -> None:
+        self._session = session
+        self._record = record
+        self._function = function
+        self._packed = packed
+        self._number = 0
+        self._count = 0
+        self._revision = 0
+        self._pending: deque[tuple[int, concurrent.futures.Future[None]]] = deque()
+        self._in_flight = 0
+        self.tracker: JobTracker | None = None
+
+    # ------------------------------------------------------------ beginning
+
+    def begin(self, *, lazily: bool = False) -> JobTracker:
+        """Commit the job, inline if all its items come soon and are small.
+
+        ``lazily``: take the first block only.
+        """
+        limit = self._session.settings.inline_bytes
+        started = time.monotonic()
+        first: list[Block] = []
+        size = len(self._function)
+        for block in self._packed:
+            first.append(block)
+            size += len(block.data)
+            slow = time.monotonic() - started > _INLINE_WAIT_S
+            if lazily or slow or size > limit:
+                return self._begin_log(first)
+        if size > limit:
+            return self._begin_log(first)
+        return self._begin_inline(first)
+
+    def _begin_inline(self, first: list[Block]) -> JobTracker:
+        total = sum(block.count for block in first)
+        bundle = InlineInput(self._function, tuple(map(blocks.encode, first)))
+        content = self._envelope(0, total)
+        sealed = envelope.seal(self._session.wire.key, content, blocks.encode(bundle))
+        self._record = msgspec.structs.replace(self._record, inline=True, total=total)
+        # Before the commit: outcomes can be quicker than its answer.
+        tracker = self.tracker = self._session.track(self._record)
+        self._session.run(self._commit(sealed))
+        return tracker
+
+    def _begin_log(self, first: list[Block]) -> JobTracker:
+        parts = self._parts(self._function)
+        self._record = msgspec.structs.replace(self._record, function_parts=len(parts))
+        self._append(self._function, BlockRef(0, 0, 0, len(parts), len(self._function)))
+        for block in first:
+            self._append_block(block)
+        self._settle(0)
+        tracker = self.tracker = self._session.track(self._record)
+        tracker.uploaded(self._count)
+        self._session.run(self._commit(None))
+        return tracker
+
+    async def _commit(self, inline: bytes | None) -> None:
+        names, record = self._session.names, self._record
+        key = names.job(record.id)
+        changes = [Put(key, to_json(record))]
+        if inline is not None:
+            changes.append(Put(names.inline_input(record.id), inline))
+        commit = await self._session.store.commit([Absent(key)], changes)
+        if not commit.succeeded:
+            raise NbschedError(f"A job {record.id} exists already. Submit again.")
+        self._revision = commit.revision
+
+    # ------------------------------------------------------------ going on
+
+    def advance(self, index: int) -> bool:
+        """Upload until task ``index`` is known (-1: everything); False at the end.
+
+        Raises what the user's iterator raises, or NotPicklableError; the job is then
+        cancelled and sealed with what had been uploaded.
+        """
+        assert self.tracker is not None, "begin() comes first"
+        if self.tracker.total is not None:
+            return False
+        try:
+            while index < 0 or self._count <= index:
+                block = next(self._packed, None)
+                if block is None:
+                    self._seal()
+                    return False
+                self._append_block(block)
+                self.tracker.uploaded(self._count)
+            self._settle(0)
+        except BaseException:
+            self._abandon()
+            raise
+        return True
+
+    def _seal(self) -> None:
+        assert self.tracker is not None, "begin() comes first"
+        self._settle(0)
+        self._record = msgspec.structs.replace(self._record, total=self._count)
+        self._session.run(self._write_sealed())
+        self.tracker.seal(self._count)
+
+    async def _write_sealed(self) -> None:
+        key = self._session.names.job(self._record.id)
+        guard = ModifiedAt(key, self._revision)
+        commit = await self._session.store.commit([guard], [Put(key, to_json(self._record))])
+        if not commit.succeeded:
+            stored = await self._session.store.get(key)
+            if stored is None or stored.value != to_json(self._record):
+                raise NbschedError(f"The record of job {self._record.id} was changed or deleted.")
+
+    def _abandon(self) -> None:
+        """The items end with an error: stop what runs, and let the job end."""
+        request = CancelRequest(id=new_request_id(), job=self._record.id, at=time.time())
+        key = self._session.names.request(request.job, request.id)
+        try:
+            self._session.run(self._session.store.commit([], [Put(key, to_json(request))]))
+            self._seal()
+        except NbschedError as error:
+            log.warning("job=%s could not be cancelled: %s", self._record.id, error)
+
+    # ------------------------------------------------------------ blocks
+
+    def _append_block(self, block: Block) -> None:
+        self._number += 1
+        data = blocks.encode(block)
+        count = len(self._parts(data))
+        ref = BlockRef(self._number, block.first, block.count, count, len(data))
+        self._append(data, ref)
+        self._count = block.first + block.count
+
+    def _append(self, data: bytes, ref: BlockRef) -> None:
+        """Append a block's messages, its name in the last; waits while much is in flight."""
+        parts = self._parts(data)
+        last = len(parts) - 1
+        work = [
+            (part, msgspec.msgpack.encode(ref) if position == last else b"")
+            for position, part in enumerate(parts)
+        ]
+        future = self._session.start(self._append_parts(ref, work))
+        self._pending.append((len(data), future))
+        self._in_flight += len(data)
+        self._settle(_IN_FLIGHT_BYTES)
+
+    async def _append_parts(self, ref: BlockRef, work: list[tuple[bytes, bytes]]) -> None:
+        session = self._session
+        for position, (part, meta) in enumerate(work):
+            head = self._envelope(ref.first, ref.count, meta)
+            header = session.wire.write(head, part)
+            subject = session.names.input_part(self._record.id, ref.block, position)
+            await _append_patiently(session, subject, header, part)
+
+    def _settle(self, allowed: int) -> None:
+        """Wait until at most ``allowed`` bytes are in flight."""
+        while self._pending and self._in_flight > allowed:
+            size, future = self._pending.popleft()
+            future.result()
+            self._in_flight -= size
+
+    def _envelope(self, first: int, count: int, meta: bytes = b"") -> Envelope:
+        return Envelope(
+            Kind.INPUT,
+            self._session.names.namespace,
+            job=self._record.id,
+            first=first,
+            count=count,
+            meta=meta,
+        )
+
+    def _parts(self, data: bytes) -> list[bytes]:
+        size = min(self._session.settings.message_bytes, self._session.bus.max_payload // 2)
+        return [data[at : at + size] for at in range(0, len(data), size)] or [b""]
+
+
+async def _append_patiently(session: Session, subject: str, header: bytes, data: bytes) -> None:
+    """Append; while the log is full, wait and say so."""
+    while True:
+        try:
+            await session.bus.append(subject, header, data)
+            return
+        except LogFullError as error:
+            log.warning("The upload waits for room: %s", error)
+            await asyncio.sleep(_FULL_RETRY_S)

@@ -1,0 +1,330 @@
+"""``nbsched-worker``: one daemon on a compute host. Puts worker and leader together.
+
+It registers under a lease, stands in the election, runs tasks in its kernels, and
+leads when it is the oldest candidate. When its lease vanishes it registers again
+under the same id; what its kernels run goes on meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import platform
+import signal
+import socket
+import sys
+import time
+from contextlib import aclosing
+from dataclasses import dataclass
+from importlib import metadata
+
+import click
+import msgspec
+
+import nbsched
+from nbsched import clusterkey
+from nbsched.errors import NbschedError, StoreUnreachableError
+from nbsched.leader import election
+from nbsched.leader.election import Leadership
+from nbsched.leader.service import LeaderService
+from nbsched.model import Candidate, Term, WorkerRecord, to_json
+from nbsched.names import Names, new_worker_id
+from nbsched.payload.envelope import Key
+from nbsched.settings import Settings, load
+from nbsched.storage import Absent, Lease, Put, Store
+from nbsched.storage.etcd import EtcdStore
+from nbsched.transport import Bus
+from nbsched.transport.nats import NatsBus
+from nbsched.worker.cpus import usable_cpus
+from nbsched.worker.service import WorkerService
+
+log = logging.getLogger(__name__)
+
+_RETRY_S = 0.5
+_VERSIONS_OF = ("nbsched", "cloudpickle", "numpy")
+
+
+@dataclass
+class Daemon:
+    """The parts of one daemon and its life."""
+
+    record: WorkerRecord
+    settings: Settings
+    names: Names
+    key: Key
+    store: Store
+    bus: Bus
+    worker: WorkerService
+
+    @classmethod
+    async def start(cls, settings: Settings, cpus: int) -> Daemon:
+        """Connect and start the kernels. Raises ConnectError, ConfigurationError."""
+        settings.require_servers()
+        host = socket.gethostname()
+        worker_id = new_worker_id(host)
+        names = Names(settings.namespace)
+        store, bus = await _connect(settings, f"nbsched-worker {worker_id}")
+        key, *_ = await asyncio.gather(
+            clusterkey.obtain(store, names, settings),
+            bus.ensure_log(names.inputs_log, names.all_inputs),
+            bus.ensure_log(names.results_log, names.all_results),
+        )
+        record = WorkerRecord(
+            id=worker_id,
+            host=host,
+            address=_address_towards(settings.etcd[0]),
+            cpus=cpus,
+            pid=os.getpid(),
+            python=f"{sys.version_info.major}.{sys.version_info.minor}",
+            versions=_versions(),
+            key_id=key.id,
+            started_at=time.time(),
+        )
+        worker = WorkerService(
+            record=record,
+            names=names,
+            key=key,
+            bus=bus,
+            store=store,
+            settings=settings,
+            cpus=cpus,
+        )
+        await worker.start()
+        return cls(record, settings, names, key, store, bus, worker)
+
+    async def run(self, drain: asyncio.Event, stop: asyncio.Event) -> None:
+        """Work until ``drain`` is set and nothing runs any more, or ``stop`` is set."""
+        membership = asyncio.ensure_future(self._stay_member(drain))
+        try:
+            await _first_of(drain, stop)
+            if not stop.is_set():
+                log.info("worker=%s drains", self.record.id)
+                draining = asyncio.ensure_future(self.worker.drain(None))
+                stopping = asyncio.ensure_future(stop.wait())
+                await asyncio.wait({draining, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                for task in (draining, stopping):
+                    task.cancel()
+        finally:
+            await self.worker.stop()
+            membership.cancel()
+            await asyncio.gather(membership, return_exceptions=True)
+            await self.bus.close()
+            await self.store.close()
+
+    # ------------------------------------------------------------ membership
+
+    async def _stay_member(self, drain: asyncio.Event) -> None:
+        """Keep a lease with the member's and the candidate's key; begin again when it goes."""
+        while True:
+            lease: Lease | None = None
+            try:
+                lease = await self.store.lease(self.settings.lease_ttl_s)
+                await self._register(lease, draining=drain.is_set())
+                await self._serve_under(lease, drain)
+                log.warning("worker=%s: its lease vanished; it registers again", self.record.id)
+            except StoreUnreachableError as error:
+                log.warning("worker=%s cannot register yet: %s", self.record.id, error)
+            except Exception:
+                log.exception("worker=%s: its membership is set up anew", self.record.id)
+            finally:
+                if lease is not None:
+                    await lease.revoke()
+            await asyncio.sleep(_RETRY_S)
+
+    async def _register(self, lease: Lease, *, draining: bool) -> None:
+        record = msgspec.structs.replace(self.record, draining=draining)
+        candidate = Candidate(worker=self.record.id, host=self.record.host, pid=self.record.pid)
+        key = self.names.candidate(lease.id)
+        commit = await self.store.commit(
+            [Absent(key)],
+            [
+                Put(self.names.worker(self.record.id), to_json(record), lease.id),
+                Put(key, to_json(candidate), lease.id),
+            ],
+        )
+        if not commit.succeeded:
+            raise NbschedError(f"The candidate key {key} exists already.")
+        log.info(
+            "worker=%s joined %s with %s CPUs",
+            self.record.id,
+            self.names.namespace,
+            self.record.cpus,
+        )
+
+    async def _serve_under(self, lease: Lease, drain: asyncio.Event) -> None:
+        """Stand in the election until the lease is gone."""
+        tasks = [
+            asyncio.ensure_future(lease.lost()),
+            asyncio.ensure_future(self._follow_election(lease)),
+            asyncio.ensure_future(self._announce_draining(lease, drain)),
+        ]
+        try:
+            await asyncio.wait(tasks[:2], return_when=asyncio.FIRST_COMPLETED)
+            if tasks[1].done():
+                tasks[1].result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _announce_draining(self, lease: Lease, drain: asyncio.Event) -> None:
+        await drain.wait()
+        record = msgspec.structs.replace(self.record, draining=True)
+        key = self.names.worker(self.record.id)
+        with contextlib.suppress(StoreUnreachableError):
+            await self.store.commit([], [Put(key, to_json(record), lease.id)])
+
+    # ------------------------------------------------------------ leading
+
+    async def _follow_election(self, lease: Lease) -> None:
+        mine = self.names.candidate(lease.id)
+        leading: asyncio.Task[None] | None = None
+        try:
+            async with aclosing(election.changes(self.store, self.names)) as leaders:
+                async for leader in leaders:
+                    if leader is not None:
+                        self.worker.observe_term(leader.term)
+                    if leader is not None and leader.key == mine:
+                        if leading is None:
+                            leading = asyncio.ensure_future(self._lead(lease, leader.term, mine))
+                    elif leading is not None:
+                        leading = await _ended(leading)
+        finally:
+            await _ended(leading)
+
+    async def _lead(self, lease: Lease, term: Term, key: str) -> None:
+        leadership = Leadership(term, key, lease)
+        try:
+            service = LeaderService(
+                self.record.id,
+                leadership,
+                store=self.store,
+                bus=self.bus,
+                names=self.names,
+                key=self.key,
+                settings=self.settings,
+            )
+            await service.run()
+        except asyncio.CancelledError:
+            raise
+        except election.LeadershipLostError as error:
+            log.warning("term=%s ends: %s", term, error)
+        except Exception:
+            log.exception("term=%s ends by an error", term)
+        # Not fit to lead: make room for the next candidate, and stand again.
+        await lease.revoke()
+
+
+async def _ended(task: asyncio.Task[None] | None) -> None:
+    if task is not None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _first_of(*conditions: asyncio.Event) -> None:
+    waits = [asyncio.ensure_future(condition.wait()) for condition in conditions]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+
+
+async def _connect(settings: Settings, name: str) -> tuple[Store, Bus]:
+    store, bus = await asyncio.gather(
+        EtcdStore.connect(settings), NatsBus.connect(settings, name=name), return_exceptions=True
+    )
+    if isinstance(store, BaseException):
+        if not isinstance(bus, BaseException):
+            await bus.close()
+        raise store
+    if isinstance(bus, BaseException):
+        await store.close()
+        raise bus
+    return store, bus
+
+
+def _address_towards(endpoint: str) -> str:
+    """The IP address that this host uses towards a server; nothing is sent."""
+    host, _, port = endpoint.rpartition("//")[2].rpartition(":")
+    try:
+        family, kind, proto, _, target = socket.getaddrinfo(
+            host.strip("[]") or "127.0.0.1", int(port), type=socket.SOCK_DGRAM
+        )[0]
+        with socket.socket(family, kind, proto) as probe:
+            probe.connect(target)
+            return str(probe.getsockname()[0])
+    except (OSError, ValueError):
+        return "127.0.0.1"
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version(), "nbsched": nbsched.__version__}
+    for name in _VERSIONS_OF:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
+
+
+# ---------------------------------------------------------------- command line
+
+
+@click.command(context_settings={"show_default": True, "max_content_width": 100})
+@click.option("--etcd", metavar="HOST:PORT,…", help="etcd endpoints.")
+@click.option("--nats", metavar="URL,…", help="NATS servers.")
+@click.option("--namespace", help="Which cluster to join on these servers.  [default: default]")
+@click.option(
+    "--cpus",
+    type=click.IntRange(min=0),
+    help="CPU slots; 0 stands for election and runs no tasks.  [default: what this process may use]",
+)
+@click.option("--key-file", help="File with the key that signs payloads.  [default: key in etcd]")
+@click.option("--etcd-user")
+@click.option("--etcd-password", help="Better: NBSCHED_ETCD_PASSWORD.")
+@click.option("--etcd-ca", help="CA certificate (PEM); turns TLS on.")
+@click.option("--etcd-cert", help="Client certificate (PEM).")
+@click.option("--etcd-key", help="Key of the client certificate (PEM).")
+@click.option("--nats-user")
+@click.option("--nats-password", help="Better: NBSCHED_NATS_PASSWORD.")
+@click.option("--nats-token", help="Better: NBSCHED_NATS_TOKEN.")
+@click.option("--nats-creds", help="NATS credentials file (.creds).")
+@click.option("--nats-ca", help="CA certificate (PEM).")
+@click.option("--nats-cert", help="Client certificate (PEM).")
+@click.option("--nats-key", help="Key of the client certificate (PEM).")
+@click.option("--lease-ttl-s", type=float, help="Seconds until a dead daemon is noticed.")
+@click.option("--verbose", "-v", is_flag=True, help="Log every event.")
+@click.version_option(nbsched.__version__, prog_name="nbsched-worker")
+def main(cpus: int | None, verbose: bool, **options: object) -> None:
+    """Run tasks on this host for an nbsched cluster.
+
+    Every option can be set as NBSCHED_NAME in the environment, or in the config file.
+    The first SIGTERM or Ctrl-C drains: running tasks finish, queued ones go back. The
+    second one stops at once.
+    """
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    )
+    try:
+        settings = load(options)
+        asyncio.run(_serve(settings, usable_cpus() if cpus is None else cpus))
+    except NbschedError as error:
+        click.echo(f"nbsched-worker: {error}", err=True)
+        sys.exit(1)
+
+
+async def _serve(settings: Settings, cpus: int) -> None:
+    drain, stop = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        (stop if drain.is_set() else drain).set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    daemon = await Daemon.start(settings, cpus)
+    await daemon.run(drain, stop)
+
+
+if __name__ == "__main__":
+    main()
