@@ -1,0 +1,64 @@
+"""The NATS server of a local cluster: configuration and readiness.
+
+Nothing here waits for the server to come up.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from pathlib import Path
+
+import msgspec
+
+from nbsched.local.home import Home, write_private
+from nbsched.local.process import Command
+from nbsched.local.runtime import NATS_USER, Identity, NotReadyError, Plan, RefusedError
+
+_ANSWER_TIMEOUT_S = 2.0
+_GIB = 1024**3
+
+
+def command(plan: Plan, home: Home, identity: Identity, *, lock: int) -> Command:
+    """Writes the server's configuration; the password is in that file alone."""
+    store = home.data("nats")
+    store.mkdir(mode=0o700, exist_ok=True)
+    config = home.path / "nats.conf"
+    write_private(config, _config(identity, store).encode())
+    argv = [plan.nats_binary, "--config", str(config)]
+    return Command(argv=argv, cwd=str(home.path), keep=(lock,))
+
+
+def _config(identity: Identity, store: Path) -> str:
+    quoted = msgspec.json.encode(str(store)).decode()
+    return f"""\
+server_name: nbsched-local
+listen: "127.0.0.1:{identity.nats_port}"
+authorization {{
+  user: "{NATS_USER}"
+  password: "{identity.nats_password}"
+}}
+jetstream {{
+  store_dir: {quoted}
+  max_mem: 256MB
+  max_file: {_log_room(store)}
+}}
+"""
+
+
+def _log_room(store: Path) -> int:
+    """Bytes for the logs: what they take now, and most of what is free."""
+    used = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
+    return max(_GIB, used + shutil.disk_usage(store).free * 4 // 5)
+
+
+def check(identity: Identity) -> None:
+    """Raise NotReadyError unless the server greets. It opens its port last, when
+    JetStream has recovered its logs."""
+    address = ("127.0.0.1", identity.nats_port)
+    try:
+        with socket.create_connection(address, timeout=_ANSWER_TIMEOUT_S) as connection:
+            if connection.recv(4) != b"INFO":
+                raise RefusedError("Something that is not NATS answers on its port.")
+    except OSError as error:
+        raise NotReadyError(f"nats: {error}") from error
