@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import nbsched
 from nbsched import errors
 from nbsched.errors import NbschedError
+from nbsched.settings import Settings
 
 SURFACE = [
     "Cluster",
@@ -100,3 +103,25 @@ def test_importing_the_package_loads_no_server_client() -> None:
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     assert not hasattr(nbsched, "no_such_name")
+
+
+def shown(default: object) -> str:
+    """A default as the README writes it."""
+    if default in (None, ()):
+        return "none"
+    if isinstance(default, bool):
+        return str(default).lower()
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def test_the_readme_names_every_setting_with_its_default() -> None:
+    readme = Path(__file__).parents[2].joinpath("README.md").read_text()
+    table = [line.split("|")[1:3] for line in readme.splitlines() if line.startswith("| `")]
+    documented = {
+        name: default.strip(" `")
+        for names, default in table
+        for name in re.findall(r"`(\w+)`", names)
+    }
+    assert list(documented) == list(Settings.__struct_fields__)
+
+    assert documented == {name: shown(getattr(Settings(), name)) for name in documented}
