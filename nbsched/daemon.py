@@ -190,9 +190,11 @@ class Daemon:
                         if leading is None:
                             leading = asyncio.ensure_future(self._lead(lease, leader.term, mine))
                     elif leading is not None:
-                        leading = await _ended(leading)
+                        await _end(leading)
+                        leading = None
         finally:
-            await _ended(leading)
+            if leading is not None:
+                await _end(leading)
 
     async def _lead(self, lease: Lease, term: Term, key: str) -> None:
         leadership = Leadership(term, key, lease)
@@ -217,10 +219,9 @@ class Daemon:
         await lease.revoke()
 
 
-async def _ended(task: asyncio.Task[None] | None) -> None:
-    if task is not None:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def _first_of(*conditions: asyncio.Event) -> None:
@@ -276,7 +277,7 @@ def _versions() -> dict[str, str]:
 @click.option(
     "--cpus",
     type=click.IntRange(min=0),
-    help="CPU slots; 0 stands for election and runs no tasks.  [default: what this process may use]",
+    help="CPU slots; 0: only stand for election.  [default: what this process may use]",
 )
 @click.option("--key-file", help="File with the key that signs payloads.  [default: key in etcd]")
 @click.option("--etcd-user")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -59,7 +59,7 @@ class Leader:
     key: str
 
 
-async def changes(store: Store, names: Names) -> AsyncIterator[Leader | None]:
+async def changes(store: Store, names: Names) -> AsyncGenerator[Leader | None, None]:
     """The leader now, and again whenever another one leads; None while nobody does."""
     last: Leader | None = None
     first_time = True

@@ -143,7 +143,6 @@ def _outcomes_read(state: State, event: events.OutcomesRead, now: float) -> list
     job = state.jobs.get(event.job)
     if job is None:
         return []
-    holders = set(job.assigned)
     worker = state.workers.get(event.worker)
     commands: list[Command] = []
     for outcome in event.outcomes:
@@ -154,10 +153,10 @@ def _outcomes_read(state: State, event: events.OutcomesRead, now: float) -> list
         earliest = min(job.delayed.values())
         if state.wake_at(earliest):
             commands.append(WakeAt(earliest))
-    # A changed measurement changes every holder's load, but only this worker's and
-    # those that lost a task need their place at once.
-    for holder in {event.worker} | (holders - set(job.assigned)):
-        state.sync(job, holder)
+    # A changed measurement changes every holder's load a little; those that hold
+    # fewer tasks now need their new place at once.
+    while job.relieved:
+        state.sync(job, job.relieved.pop())
     state.refresh_job(job)
     return commands + _advance(state, job)
 

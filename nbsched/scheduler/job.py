@@ -69,6 +69,8 @@ class Job:
     """Open requests and the tasks whose outcome they wait for; None: the whole job."""
     served: set[WorkerId] = field(default_factory=set)
     """Workers that have had a slice of this job."""
+    relieved: set[WorkerId] = field(default_factory=set)
+    """Workers that hold fewer tasks since this was last looked at."""
     task_s: float | None = None
     """Measured seconds per task."""
     state: JobState = JobState.WAITING
@@ -432,10 +434,12 @@ class Job:
         """Nobody holds these tasks any more; ``likely`` is where they probably were."""
         self.publishing.remove(start, stop)
         left = stop - start
-        for worker in (likely, *self.assigned):
+        for worker in (likely, *tuple(self.assigned)):
             held = self.assigned.get(worker)
-            if held is not None:
-                left -= sum(high - low for low, high in held.remove(start, stop))
+            removed = held.remove(start, stop) if held is not None else []
+            if removed:
+                left -= sum(high - low for low, high in removed)
+                self.relieved.add(worker)
                 self._forget_empty(worker)
             if left == 0:
                 return

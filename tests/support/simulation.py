@@ -1,0 +1,252 @@
+"""The scheduler among simulated workers and a simulated log: no server, no clock.
+
+`World.deliver` is one step: something random (or chosen) happens, the scheduler is
+told, and its commands are carried out. What the workers do is the worker's contract
+in short; the invariants are checked after every step.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from nbsched.messages import Held, Outcome, OutcomeState, WorkerReport
+from nbsched.model import JobId, JobRecord, TaskRange, Term, WorkerId
+from nbsched.scheduler import commands, events
+from nbsched.scheduler.core import step
+from nbsched.scheduler.state import State
+
+
+def job_record(job: str = "j", total: int | None = 10, **changes: object) -> JobRecord:
+    fields: dict[str, object] = {
+        "id": job,
+        "client": "c",
+        "name": "fn",
+        "submitted_at": 0.0,
+        "python": "3.11",
+        "call": "one",
+        "inline": True,
+        "total": total,
+    }
+    return JobRecord(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+@dataclass
+class Slice:
+    job: JobId
+    start: int
+    stop: int
+    round: int
+    attempt: int
+    crashes: int
+
+
+@dataclass
+class SimWorker:
+    id: WorkerId
+    cpus: int
+    seq: int = 0
+    held: dict[tuple[JobId, int], Slice] = field(default_factory=dict)
+
+    def running(self) -> list[tuple[JobId, int]]:
+        return list(self.held)[: self.cpus]
+
+
+@dataclass
+class World:
+    """One scheduler, its workers, and the results log."""
+
+    rng: random.Random
+    task_s: float = 0.05
+    state: State = field(default_factory=State)
+    now: float = 0.0
+    workers: dict[WorkerId, SimWorker] = field(default_factory=dict)
+    log: list[tuple[JobId, WorkerId, Outcome]] = field(default_factory=list)
+    read: int = 0
+    dropped: list[str] = field(default_factory=list)
+    statuses: list[commands.SaveStatus] = field(default_factory=list)
+    executions: dict[tuple[JobId, int], int] = field(default_factory=dict)
+    slices: list[commands.SendSlice] = field(default_factory=list)
+    wakes: list[float] = field(default_factory=list)
+
+    def feed(self, event: events.Event) -> None:
+        for command in step(self.state, event, self.now):
+            self._carry_out(command)
+        self.check()
+
+    def start(self, *cpus: int) -> None:
+        for number, count in enumerate(cpus):
+            self.join(f"w{number}", count)
+        self.feed(events.RecoveryEnded())
+
+    def join(self, worker: str, cpus: int) -> None:
+        name = WorkerId(worker)
+        self.workers[name] = SimWorker(name, cpus)
+        self.feed(events.WorkerJoined(name, cpus, "3.11"))
+
+    # ------------------------------------------------------------ what workers do
+
+    def _carry_out(self, command: commands.Command) -> None:
+        match command:
+            case commands.SendSlice():
+                self.slices.append(command)
+                worker = self.workers.get(command.worker)
+                if worker is not None:
+                    worker.seq = command.seq
+                    for index in range(command.start, command.stop):
+                        worker.held[command.job, index] = Slice(
+                            command.job,
+                            index,
+                            index + 1,
+                            command.round,
+                            command.attempt,
+                            command.crashes,
+                        )
+            case commands.StopOnWorker():
+                worker = self.workers.get(command.worker)
+                for named in command.ranges:
+                    for index in range(named.start, named.stop):
+                        if worker and worker.held.pop((command.job, index), None):
+                            self.append(command.job, index, OutcomeState.CANCELLED, named.round)
+            case commands.RecallFromWorker():
+                self._recall(command)
+            case commands.PublishCancelled():
+                for named in command.ranges:
+                    for index in range(named.start, named.stop):
+                        self.append(command.job, index, OutcomeState.CANCELLED, named.round)
+            case commands.PublishLost():
+                state = OutcomeState.FAILED if command.final else OutcomeState.RETRY
+                self.append(
+                    command.job,
+                    command.index,
+                    state,
+                    command.round,
+                    crashes=command.crashes,
+                    attempt=command.attempt,
+                )
+            case commands.SaveStatus():
+                self.statuses.append(command)
+            case commands.DropRequest():
+                self.dropped.append(command.request)
+            case commands.WakeAt():
+                self.wakes.append(command.time)
+            case commands.ReleaseJob():
+                pass
+
+    def _recall(self, command: commands.RecallFromWorker) -> None:
+        worker = self.workers.get(command.worker)
+        back = []
+        for named in command.ranges if worker else ():
+            for index in range(named.start, named.stop):
+                key = (command.job, index)
+                if worker and key in worker.held and key not in worker.running():
+                    del worker.held[key]
+                    back.append(TaskRange(index, index + 1, named.round))
+        self.feed(events.TasksRecalled(command.worker, command.job, tuple(back)))
+
+    def append(
+        self,
+        job: JobId,
+        index: int,
+        state: OutcomeState,
+        round_: int = 0,
+        *,
+        worker: str = "leader",
+        attempt: int = 1,
+        crashes: int = 0,
+        retry_in_s: float = 0.0,
+    ) -> None:
+        elapsed = self.task_s if state is OutcomeState.OK else 0.0
+        outcome = Outcome(
+            index,
+            index + 1,
+            round_,
+            attempt,
+            state,
+            elapsed_s=elapsed,
+            crashes=crashes,
+            retry_in_s=retry_in_s,
+        )
+        self.log.append((job, WorkerId(worker), outcome))
+
+    def finish_one(self, worker: SimWorker, state: OutcomeState = OutcomeState.OK) -> None:
+        """The worker's first running task ends."""
+        key = worker.running()[0]
+        task = worker.held.pop(key)
+        self.executions[key] = self.executions.get(key, 0) + 1
+        crashes = task.crashes
+        self.append(
+            task.job,
+            task.start,
+            state,
+            task.round,
+            worker=worker.id,
+            attempt=task.attempt,
+            crashes=crashes,
+        )
+
+    def read_log(self, most: int = 10**9) -> None:
+        while self.read < len(self.log) and most > 0:
+            job, worker, outcome = self.log[self.read]
+            self.read += 1
+            most -= 1
+            self.feed(events.OutcomesRead(job, worker, (outcome,)))
+
+    def report(self, worker: SimWorker) -> None:
+        """What `ReportRead` promises: the log has been read before."""
+        self.read_log()
+        running = worker.running()
+        held = tuple(
+            Held(s.job, s.start, s.stop, s.round, s.attempt, 0.1 if key in running else None)
+            for key, s in worker.held.items()
+        )
+        self.feed(
+            events.ReportRead(WorkerReport(worker.id, Term(1), worker.seq, self.read, held, 0))
+        )
+
+    def lose(self, worker: SimWorker) -> None:
+        del self.workers[worker.id]
+        self.feed(events.WorkerLost(worker.id))
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        if any(wake <= self.now for wake in self.wakes):
+            self.wakes = [wake for wake in self.wakes if wake > self.now]
+            self.feed(events.TimePassed())
+
+    def settle(self, steps: int = 100_000) -> None:
+        """Let everything that can happen without faults happen."""
+        for _ in range(steps):
+            busy = [worker for worker in self.workers.values() if worker.held]
+            if not busy and self.read == len(self.log) and not self.wakes:
+                return
+            for worker in busy:
+                self.finish_one(worker)
+            self.pass_time(self.task_s)
+            self.read_log()
+            if not busy and self.wakes:
+                self.pass_time(max(0.0, min(self.wakes) - self.now))
+        raise AssertionError("the world did not settle")
+
+    # ------------------------------------------------------------ what must always hold
+
+    def check(self) -> None:
+        for job in self.state.jobs.values():
+            homes = [job.fresh, job.ok, job.failed, job.cancelled, job.publishing]
+            homes += list(job.assigned.values())
+            counted = sum(map(len, homes)) + len(job.ready) + len(job.delayed)
+            assert counted == job.uploaded, f"tasks in no state or in two: {job}"
+            for worker_id, held in job.assigned.items():
+                worker = self.state.workers[worker_id]
+                assert worker.tasks.get(job.record.id) == len(held)
+
+    def final_outcomes(self, job: str) -> dict[int, OutcomeState]:
+        """First final outcome per task of its last round, as a client would see it."""
+        found: dict[int, tuple[int, OutcomeState]] = {}
+        for of, _, outcome in self.log:
+            if of != job or not outcome.state.final:
+                continue
+            for index in range(outcome.start, outcome.stop):
+                if index not in found or found[index][0] < outcome.round:
+                    found[index] = (outcome.round, outcome.state)
+        return {index: state for index, (_, state) in found.items()}

@@ -1,0 +1,135 @@
+"""Envelope, pickling and blocks: nothing unsigned is read, nothing is lost on the way."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from functools import partial
+
+import pytest
+
+from nbsched.errors import AuthenticationError, ConfigurationError, NotPicklableError
+from nbsched.payload import blocks, envelope, pickling
+from nbsched.payload.envelope import Envelope, Key, Kind
+
+KEY = Key.generate()
+
+
+def _sealed(body: bytes = b"body", **fields: object) -> bytes:
+    content = Envelope(Kind.INPUT, "ns", job="j", first=3, count=4, term=7, meta=b"meta", **fields)  # type: ignore[arg-type]
+    return envelope.seal(KEY, content, body)
+
+
+def test_what_is_sealed_opens_unchanged() -> None:
+    content, body = envelope.open_sealed(KEY, _sealed(), kind=Kind.INPUT, namespace="ns")
+    assert (content.job, content.first, content.count, content.term) == ("j", 3, 4, 7)
+    assert (content.meta, bytes(body)) == (b"meta", b"body")
+
+
+@pytest.mark.parametrize("position", [5, 12, 40, 100, -40, -1])
+def test_a_changed_byte_anywhere_is_refused(position: int) -> None:
+    data = bytearray(_sealed())
+    data[position] ^= 1
+    with pytest.raises(AuthenticationError):
+        envelope.open_sealed(KEY, bytes(data), kind=Kind.INPUT, namespace="ns")
+
+
+def test_another_key_kind_or_namespace_is_refused() -> None:
+    for key, kind, namespace in (
+        (Key.generate(), Kind.INPUT, "ns"),
+        (KEY, Kind.OUTCOME, "ns"),
+        (KEY, Kind.INPUT, "other"),
+    ):
+        with pytest.raises(AuthenticationError):
+            envelope.open_sealed(key, _sealed(), kind=kind, namespace=namespace)
+
+
+def test_truncated_bytes_are_refused() -> None:
+    data = _sealed()
+    for length in range(len(data)):
+        with pytest.raises(AuthenticationError):
+            envelope.open_sealed(KEY, data[:length], kind=Kind.INPUT, namespace="ns")
+
+
+def test_a_short_key_is_refused_with_the_way_to_make_one() -> None:
+    with pytest.raises(ConfigurationError, match="token_urlsafe"):
+        Key(b"short")
+
+
+def test_an_unpicklable_member_of_a_callable_is_named() -> None:
+    lock = threading.Lock()
+    with pytest.raises(NotPicklableError, match="closure variable 'lock'"):
+        pickling.dump_function(lambda: lock)
+    with pytest.raises(NotPicklableError, match=r"args.*element 1"):
+        pickling.dump_function(partial(print, 1, lock))
+
+
+def test_the_source_of_code_that_exists_only_here_travels_along() -> None:
+    def task(x: int) -> int:
+        return x + 1  # a line to find again
+
+    function = pickling.load_function(pickling.dump_function(task))
+    assert any("a line to find again" in text for text in function.sources.values())
+    assert pickling.loads(function.pickle)(1) == 2
+
+
+def _unpacked(packed: list[blocks.Block]) -> list[object]:
+    items: list[object] = []
+    for block in packed:
+        assert block.first == len(items)
+        if not block.sizes:
+            items += pickle.loads(block.data)
+        else:
+            items += [
+                pickle.loads(blocks.unpack_one(block, block.first + i)) for i in range(block.count)
+            ]
+    return items
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [],
+        [1],
+        list(range(40_000)),
+        ["a", 1, None, 2.5, b"x"],
+        [[1], {"a": 2}, (3,)],
+        [1, 2, [3], 4, "five"],
+        [b"x" * 1000] * 1000,
+    ],
+    ids=["none", "one", "many", "scalars", "objects", "mixed", "large"],
+)
+def test_blocks_hold_all_items_in_order(items: list[object]) -> None:
+    packed = [blocks.decode(blocks.encode(b)) for b in blocks.pack(iter(items), 100_000)]
+    assert _unpacked(packed) == items
+
+
+def test_a_large_list_becomes_blocks_of_about_the_wanted_size() -> None:
+    packed = list(blocks.pack([bytearray(10_000) for _ in range(200)], 100_000))
+    assert len(packed) > 10
+    assert all(len(block.data) < 130_000 for block in packed)
+
+
+def test_an_item_shared_by_two_tasks_is_not_shared_on_the_worker() -> None:
+    shared: list[int] = []
+    (block,) = blocks.pack([shared, shared], 1000)
+    first, second = (pickle.loads(blocks.unpack_one(block, i)) for i in range(2))
+    first.append(1)
+    assert second == []
+
+
+def test_an_unpicklable_item_is_named_by_its_index() -> None:
+    with pytest.raises(NotPicklableError, match="Item 2 "):
+        list(blocks.pack([[0], [1], threading.Lock()], 1000))
+
+
+def test_packing_consumes_no_more_than_it_needs() -> None:
+    taken: list[int] = []
+
+    def source() -> object:
+        for i in range(1000):
+            taken.append(i)
+            yield [i]
+
+    next(blocks.pack(source(), 10**6, 5))
+    assert len(taken) == 5
