@@ -13,6 +13,7 @@ from __future__ import annotations
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -59,16 +60,23 @@ def free_ports(count: int) -> list[int]:
 class EtcdServer:
     """One single-member etcd. Data and ports stay the same over a restart."""
 
-    def __init__(self, folder: Path, *options: str, binary: Path | None = None) -> None:
+    def __init__(self, folder: Path, *options: str, tls: bool = False) -> None:
+        """``tls`` makes it listen on https; say in the options with which certificate."""
+        self.binary = find_etcd()
         self._folder = folder
         self._options = options
-        self._binary = binary or find_etcd()
+        self._scheme = "https" if tls else "http"
         self._port, self._peer_port = free_ports(2)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def endpoint(self) -> str:
         return f"127.0.0.1:{self._port}"
+
+    @property
+    def certificate(self) -> Path:
+        """The self-signed certificate that ``--auto-tls`` made."""
+        return self._folder / "data" / "fixtures" / "client" / "cert.pem"
 
     @property
     def pid(self) -> int:
@@ -145,10 +153,10 @@ class EtcdServer:
             process.wait()
 
     def _command(self) -> list[str]:
-        client = f"http://{self.endpoint}"
+        client = f"{self._scheme}://{self.endpoint}"
         peer = f"http://127.0.0.1:{self._peer_port}"
         return [
-            str(self._binary),
+            str(self.binary),
             *("--name", "test"),
             *("--data-dir", str(self._folder / "data")),
             *("--listen-client-urls", client),
@@ -174,9 +182,12 @@ class EtcdServer:
             time.sleep(0.01)
 
     def _healthy(self) -> bool:
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        trusting = ssl._create_unverified_context()
+        opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusting)
+        )
         try:
-            with opener.open(f"http://{self.endpoint}/health", timeout=1) as answer:
+            with opener.open(f"{self._scheme}://{self.endpoint}/health", timeout=1) as answer:
                 return b'"true"' in answer.read()
         except (urllib.error.URLError, OSError):
             return False
