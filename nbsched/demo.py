@@ -40,7 +40,14 @@ _NOT_COUNTED = frozenset(
 )
 """Layout and comments: what is left are names, numbers, strings and operators."""
 _SKIPPED_FOLDERS = frozenset({"__pycache__", "dist-packages", "site-packages"})
-_UNREADABLE = (OSError, RecursionError, SyntaxError, ValueError, tokenize.TokenError)
+_UNREADABLE = (
+    MemoryError,  # what the parser raises for an expression that is nested too deep
+    OSError,
+    RecursionError,
+    SyntaxError,
+    ValueError,
+    tokenize.TokenError,
+)
 """What a broken file raises: the tests of the standard library hold some on purpose."""
 
 

@@ -70,6 +70,7 @@ def test_an_empty_module_is_nothing_but_a_module(tmp_path: Path) -> None:
         pytest.param(b"x = '\xff'\n", id="not UTF-8"),
         pytest.param("# coding: no-such-thing\nx = 1\n", id="unknown encoding"),
         pytest.param(b"x = 1\n\x00", id="null byte"),
+        pytest.param("x = " + "-" * 20_000 + "1\n", id="nested too deep"),
         pytest.param("if x:\n        a\n    b\n", id="indentation"),
     ],
 )
