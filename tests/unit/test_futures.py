@@ -1,0 +1,146 @@
+"""Futures on a tracker, without a cluster: states, callbacks, waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import pickle
+import threading
+from typing import Any
+
+import pytest
+
+from nbsched import as_completed, wait
+from nbsched.client.futures import Future
+from nbsched.client.tracker import JobTracker
+from nbsched.messages import Encoding, ErrorReport, Outcome, OutcomeState, encode
+from nbsched.model import WorkerId
+from support.simulation import job_record
+
+
+def _tracker(total: int = 3) -> JobTracker:
+    return JobTracker(job_record(total=total))
+
+
+def _future(tracker: JobTracker, index: int) -> Future:
+    def make(i: int) -> Future:
+        return Future(tracker, i, lambda _: True, lambda indices: len(tracker.reopen(indices)))
+
+    return tracker.future(index, make)
+
+
+def _ok(tracker: JobTracker, index: int, value: Any, round_: int = 0) -> None:
+    data = pickle.dumps([value])
+    outcome = Outcome(index, index + 1, round_, 1, OutcomeState.OK, Encoding.SCALARS, (len(data),))
+    tracker.take_in([outcome], data)
+
+
+def _failed(tracker: JobTracker, index: int, error: Exception) -> None:
+    data = encode(ErrorReport(type(error).__name__, str(error), pickle=pickle.dumps(error)))
+    outcome = Outcome(index, index + 1, 0, 1, OutcomeState.FAILED, Encoding.ERROR, (len(data),))
+    tracker.take_in([outcome], data)
+
+
+def test_the_future_of_a_task_is_one_object_while_somebody_holds_it() -> None:
+    tracker = _tracker()
+    assert _future(tracker, 0) is not _future(tracker, 1)
+    future = _future(tracker, 0)
+    assert _future(tracker, 0) is future
+
+
+def test_a_future_gets_its_result_whether_made_before_or_after_it() -> None:
+    tracker = _tracker()
+    early = _future(tracker, 0)
+    _ok(tracker, 0, "a")
+    _ok(tracker, 1, "b")
+    assert early.result(5) == "a"
+    assert _future(tracker, 1).result(0) == "b"
+
+
+def test_the_module_functions_of_the_standard_library_accept_our_futures() -> None:
+    tracker = _tracker()
+    futures = [_future(tracker, i) for i in range(3)]
+    _ok(tracker, 1, 1)
+    done, not_done = concurrent.futures.wait(futures, 5, concurrent.futures.FIRST_COMPLETED)
+    assert done == {futures[1]}
+    assert not_done == {futures[0], futures[2]}
+    _ok(tracker, 2, 2)
+    _ok(tracker, 0, 0)
+    assert {f.result() for f in as_completed(futures, 5)} == {0, 1, 2}
+    assert wait(futures, 5).not_done == set()
+
+
+def test_a_running_future_becomes_cancelled_when_its_worker_confirms() -> None:
+    tracker = _tracker()
+    future = _future(tracker, 0)
+    tracker.report(WorkerId("w"), frozenset({0}))
+    assert future.running()
+    assert not future.cancelled()
+    tracker.take_in([Outcome(0, 1, 0, 0, OutcomeState.CANCELLED)], b"")
+    with pytest.raises(concurrent.futures.CancelledError):
+        future.result(5)
+    assert future.cancelled()
+
+
+def test_retry_puts_the_same_future_back_to_pending() -> None:
+    tracker = _tracker()
+    future = _future(tracker, 0)
+    _failed(tracker, 0, ValueError("no"))
+    assert isinstance(future.exception(5), ValueError)
+    assert future.retry()
+    assert not future.done()
+    _ok(tracker, 0, "again", round_=1)
+    assert future.result(5) == "again"
+
+
+def test_a_task_that_has_not_ended_is_not_retried() -> None:
+    assert _future(_tracker(), 0).retry() is False
+
+
+def test_callbacks_run_on_neither_the_io_nor_the_calling_thread() -> None:
+    tracker = _tracker()
+    future = _future(tracker, 0)
+    names: list[str] = []
+    called = threading.Event()
+
+    def note(_: object) -> None:
+        names.append(threading.current_thread().name)
+        called.set()
+
+    future.add_done_callback(note)
+    _ok(tracker, 0, 1)
+    assert called.wait(5)
+    assert names == ["nbsched-delivery"]
+
+
+def test_a_future_can_be_awaited() -> None:
+    tracker = _tracker()
+
+    async def awaited() -> Any:
+        future = _future(tracker, 0)
+        asyncio.get_running_loop().call_later(0.01, _ok, tracker, 0, "x")
+        return await asyncio.wait_for(future, 5)
+
+    assert asyncio.run(awaited()) == "x"
+
+
+def test_progress_counts_never_overlap() -> None:
+    tracker = _tracker(5)
+    tracker.report(WorkerId("w"), frozenset({0, 1}))
+    _ok(tracker, 0, 1)
+    _failed(tracker, 2, ValueError())
+    tracker.take_in([Outcome(3, 4, 0, 1, OutcomeState.RETRY)], b"")
+    now = tracker.progress()
+    counts = (now.ok, now.failed, now.cancelled, now.running, now.retrying, now.queued)
+    assert counts == (1, 1, 0, 1, 1, 1)
+    assert sum(counts) == 5
+
+
+def test_waiting_ends_with_the_reason_when_nothing_more_will_come() -> None:
+    tracker = _tracker()
+    future = _future(tracker, 0)
+    tracker.fail(RuntimeError("closed"))
+    with pytest.raises(RuntimeError, match="closed"):
+        tracker.wait(lambda: False, 5)
+    with pytest.raises(RuntimeError, match="closed"):
+        future.result(5)
