@@ -18,6 +18,7 @@ import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import TypeAlias
 
 from nbsched._compat import Self
 from nbsched.errors import ConfigurationError, LocalClusterError
@@ -30,6 +31,9 @@ from nbsched.settings import Settings, load
 
 logger = logging.getLogger(__name__)
 
+Membership: TypeAlias = FileLock
+"""Held by a process that uses the background cluster; ``close()`` leaves it."""
+
 _STOP_TIMEOUT_S = 20.0
 _POLL_S = 0.01
 _IDLE_VARIABLE = "NBSCHED_IDLE_STOP_S"
@@ -41,7 +45,7 @@ _IDLE_STOP_S = 3600.0
 
 def join_or_start(
     settings: Settings, *, cpus: int | None = None, timeout_s: float = 30.0
-) -> tuple[Settings, FileLock]:
+) -> tuple[Settings, Membership]:
     """The background cluster of this machine, user and namespace; starts it if need be.
 
     Of many processes that call this at once, one starts it and the others join.
@@ -50,8 +54,8 @@ def join_or_start(
         cpus: CPU slots of its worker when it has to be started; None is all there are.
 
     Returns:
-        Settings that lead to it, and a lock: it does not end for lack of use while
-        somebody holds that. Close it to leave.
+        Settings that lead to it, and the membership: while anybody holds one, it does
+        not end for lack of use.
 
     Raises:
         LocalClusterError: with what failed and the end of its log.

@@ -251,7 +251,7 @@ class Supervisor:
             executable=sys.executable,
             parts=tuple(
                 Part(name=c.name, pid=c.pid, restarts=c.restarts, started_at=c.started_at)
-                for c in self._family.children.values()
+                for c in sorted(self._family.children.values(), key=_servers_first)
             ),
         )
         runtime.save(self._home.runtime, record)
@@ -274,12 +274,17 @@ class Supervisor:
         if not (at_once or self._plan.drain_s == 0):
             for names, grace_s in (
                 (self._worker_names, self._plan.drain_s),
+                (self._worker_names, _SERVER_GRACE_S),  # the second one ends the drain
                 (["nats"], _SERVER_GRACE_S),
                 (["etcd"], _SERVER_GRACE_S),
             ):
                 children = [c for c in self._family.children.values() if c.name in names]
                 self._family.end(children, signal.SIGTERM, grace_s)
         self._family.kill_all()
+
+
+def _servers_first(child: Child) -> tuple[bool, str]:
+    return child.name.startswith("worker"), child.name
 
 
 def _known_or_new(home: Home) -> Identity:
@@ -317,7 +322,7 @@ def supervise(plan: Plan, verdicts: Verdicts, worker_umask: int) -> None:
         )
         return
     supervisor = Supervisor(plan, alarm, lock, worker_umask)
-    at_once = True
+    at_once, failure = True, ""
     try:
         supervisor.start()
         verdicts.say()
@@ -325,7 +330,7 @@ def supervise(plan: Plan, verdicts: Verdicts, worker_umask: int) -> None:
         at_once = False
     except StartFailedError as error:
         logger.error("start failed part=%s: %s", error.part, error)
-        verdicts.say(
+        failure = (
             f"The local cluster did not start: {error} The end of its log"
             f" ({home.log(error.part)}):\n{home.log_tail(error.part)}"
         )
@@ -335,6 +340,8 @@ def supervise(plan: Plan, verdicts: Verdicts, worker_umask: int) -> None:
     finally:
         supervisor.stop(at_once=at_once)
         lock.close()
+        if failure:  # said last: the starter may try again as soon as it hears it
+            verdicts.say(failure)
 
 
 def main() -> None:
