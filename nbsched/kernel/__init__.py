@@ -1,1 +1,16 @@
-"""."""
+"""The process that runs the user's code: one CPU slot of a worker.
+
+It is started by exec, holds no connection to any server, no event loop and no
+credential, and dies with its daemon. It imports neither the servers' clients nor
+asyncio: the interpreter belongs to the user's code.
+
+    protocol      frames between daemon and kernel
+    sharedstate   what the daemon can see, and say, without a message
+    loop          the kernel's main loop: one task after another
+    jobs          callables, items and policies, unpickled once
+    outbox        outcomes on their way back
+    outcomes      how results and exceptions become bytes
+    retrypolicy   whether a task that failed is to run again
+    interrupts    the one way in which a running task is interrupted
+    lifeline      dying with the daemon
+"""

@@ -1,0 +1,170 @@
+"""How results and exceptions become bytes that are safe to read elsewhere.
+
+Nothing here may raise because of what the user's objects do: an exception whose
+``__str__`` raises, or whose pickle cannot be read again, is still reported.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import sys
+import traceback
+from types import BuiltinFunctionType
+from typing import Any
+
+from nbsched.messages import ErrorReport
+from nbsched.payload import pickling
+
+_OWN_FILES = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_SMALL_BYTES = 4096
+_MAX_TEXT = 100_000
+_MAX_CAUSES = 8
+_PLAIN_MODULES = frozenset(
+    {"builtins", "collections", "datetime", "decimal", "fractions", "numpy", "uuid"}
+)
+"""Every client has these, under these names: pickling by reference is right for them."""
+
+
+def is_small_scalar(value: object) -> bool:
+    """Whether many such results may share one pickle."""
+    return type(value) in pickling.SCALAR_TYPES and sys.getsizeof(value) <= _SMALL_BYTES
+
+
+def dump_result(value: object) -> bytes:
+    """Pickle a result as `pickling.dumps` does. Raises what pickling raises.
+
+    `pickling.dumps` looks through all imported modules first, for classes that have to
+    travel by value. Results that consist of plain data do not need that.
+    """
+    try:
+        file = io.BytesIO()
+        _PlainPickler(file, protocol=pickling.PROTOCOL).dump(value)
+        return file.getvalue()
+    except Exception:
+        return pickling.dumps(value)
+
+
+class _NotPlainError(Exception):
+    """Something here is neither plain data nor of a module that every client has."""
+
+
+class _PlainPickler(pickle.Pickler):
+    """The fast pickler, giving up at the first object that may need to go by value."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        owner = obj if isinstance(obj, (type, BuiltinFunctionType)) else type(obj)
+        module = getattr(owner, "__module__", None)
+        if isinstance(module, str) and module.partition(".")[0] in _PLAIN_MODULES:
+            return NotImplemented
+        raise _NotPlainError
+
+
+# ---------------------------------------------------------------- exceptions
+
+
+def report_exception(error: BaseException) -> ErrorReport:
+    """The report of an exception that the task raised."""
+    return ErrorReport(
+        type_name=type_name(error),
+        message=safe_text(error),
+        traceback=user_traceback(error),
+        pickle=_portable_pickle(error),
+    )
+
+
+def report_system(
+    system: str,
+    message: str,
+    raised: BaseException | None = None,
+    /,
+    **details: str | int | float | None,
+) -> ErrorReport:
+    """The report of a failure that is not the task's own exception."""
+    return ErrorReport(
+        type_name=system,
+        message=message[:_MAX_TEXT],
+        traceback=user_traceback(raised) if raised is not None else "",
+        system=system,
+        details=details,
+    )
+
+
+def timeout_message(index: int, after_s: float) -> str:
+    """What a task that ran out of time says, wherever that is found out."""
+    return (
+        f"Task {index} ran longer than its task_timeout of {after_s:g} s and was stopped."
+        " Give it more time with task_timeout=, or less to do."
+    )
+
+
+def type_name(error: BaseException) -> str:
+    """The exception's class, as a traceback would name it."""
+    kind = type(error)
+    if kind.__module__ in ("builtins", "__main__"):
+        return kind.__qualname__
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def safe_text(error: BaseException) -> str:
+    try:
+        return str(error)[:_MAX_TEXT]
+    except BaseException as second:
+        return f"<{type(error).__qualname__} whose __str__ raised {type(second).__qualname__}>"
+
+
+def user_traceback(error: BaseException) -> str:
+    """The formatted traceback with the frames of the user's code only."""
+    try:
+        shown = traceback.TracebackException(type(error), error, error.__traceback__, compact=True)
+        _drop_own_frames(shown, 50)
+        return "".join(shown.format())[-_MAX_TEXT:]
+    except BaseException as second:
+        return f"{type_name(error)}: (no traceback: formatting it raised {type(second).__name__})\n"
+
+
+def _drop_own_frames(shown: traceback.TracebackException, depth: int) -> None:
+    own = [frame for frame in shown.stack if frame.filename.startswith(_OWN_FILES)]
+    for frame in own:
+        shown.stack.remove(frame)
+    inner = [shown.__cause__, shown.__context__, *(getattr(shown, "exceptions", None) or ())]
+    for other in inner:
+        if other is not None and depth:
+            _drop_own_frames(other, depth - 1)
+
+
+def _portable_pickle(error: BaseException) -> bytes | None:
+    """Pickle of the exception with its causes, or None when it does not survive that."""
+    portable = _portable(error, _MAX_CAUSES)
+    try:
+        return None if portable is None else pickling.dumps(portable)
+    except BaseException:
+        return None
+
+
+def _portable(error: BaseException, depth: int) -> object | None:
+    try:
+        copy = pickling.loads(pickling.dumps(error))
+    except BaseException:
+        return None
+    if type(copy).__qualname__ != type(error).__qualname__ or safe_text(copy) != safe_text(error):
+        return None
+    cause = _portable(error.__cause__, depth - 1) if error.__cause__ and depth else None
+    return error if cause is None else _Chained(error, cause)
+
+
+class _Chained:
+    """Pickles an exception together with its cause, which its own pickle leaves out."""
+
+    def __init__(self, error: BaseException, cause: object) -> None:
+        self._parts = error, cause
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return chain, self._parts
+
+
+def chain(error: BaseException, cause: BaseException) -> BaseException:
+    """Called when a chained exception is unpickled."""
+    error.__cause__ = cause
+    return error

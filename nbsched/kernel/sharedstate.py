@@ -1,0 +1,107 @@
+"""A page of memory that daemon and kernel share: seen at all times, without a message.
+
+The kernel says what it is running, so that a death is blamed on the right task and
+a task's time is measured from outside. The daemon says what is not to be started
+any more, and which run is to be interrupted.
+
+Every cell is one aligned 64-bit number with one writer, so a read is never torn.
+Two orders matter:
+
+* The kernel stores ``touched`` and *then* reads ``void_below``. The daemon stores
+  ``void_below``, waits a moment, and then reads ``touched``. So a run above
+  ``touched`` will certainly not start, and the daemon may give it to another kernel
+  at once, even while this one is deep in a long task.
+* The daemon stores the cause before the target, and the target before the signal.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+
+_PAGE = mmap.PAGESIZE
+_TOUCHED, _ACTIVE, _STARTED_NS, _VOID_BELOW, _TARGET, _CAUSE = range(6)
+
+CANCELLED = 1
+TIMED_OUT = 2
+
+
+def create() -> int:
+    """A file descriptor of fresh memory, for one kernel."""
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("nbsched-kernel")
+    else:
+        fd, path = tempfile.mkstemp(prefix="nbsched-kernel-")
+        os.unlink(path)
+    os.ftruncate(fd, _PAGE)
+    return fd
+
+
+class SharedState:
+    """Both ends' view of the page. See the module for who may write what."""
+
+    def __init__(self, fd: int) -> None:
+        self._map = mmap.mmap(fd, _PAGE)
+        self._cells = memoryview(self._map).cast("q")
+
+    def close(self) -> None:
+        self._cells.release()
+        self._map.close()
+
+    # ------------------------------------------------------------ the kernel writes
+
+    def begin(self, run: int) -> bool:
+        """Announce that ``run`` comes next. False: it is void, do not start it."""
+        cells = self._cells
+        cells[_TOUCHED] = run
+        if run < cells[_VOID_BELOW]:
+            return False
+        cells[_ACTIVE] = run
+        return True
+
+    def started(self, now_ns: int) -> None:
+        """The user's code starts now: its time is counted from here."""
+        self._cells[_STARTED_NS] = now_ns
+
+    def end(self) -> None:
+        """Nothing of the user's runs any more."""
+        cells = self._cells
+        cells[_STARTED_NS] = 0
+        cells[_ACTIVE] = 0
+
+    # ------------------------------------------------------------ the daemon writes
+
+    def void_below(self, run: int) -> None:
+        """Runs below this number that have not begun must not begin."""
+        self._cells[_VOID_BELOW] = run
+
+    def aim(self, run: int, cause: int) -> None:
+        """Before a SIGINT: the one run that it is meant for, and why."""
+        self._cells[_CAUSE] = cause
+        self._cells[_TARGET] = run
+
+    # ------------------------------------------------------------ both read
+
+    @property
+    def touched(self) -> int:
+        """The last run that the kernel has looked at."""
+        return self._cells[_TOUCHED]
+
+    @property
+    def active(self) -> int:
+        """The run whose user code (unpickling included) is being executed, or 0."""
+        return self._cells[_ACTIVE]
+
+    @property
+    def started_ns(self) -> int:
+        """Monotonic time at which the active run's code started, or 0."""
+        return self._cells[_STARTED_NS]
+
+    @property
+    def target(self) -> int:
+        return self._cells[_TARGET]
+
+    @property
+    def cause(self) -> int:
+        return self._cells[_CAUSE]

@@ -1,0 +1,214 @@
+"""One kernel's account: what it was given, and what it has not answered for yet.
+
+Every task handed to the kernel has a run number. A run is answered by an outcome,
+by the kernel's word that it was void, or by taking it back before it began.
+Nothing here decides what becomes of a task; that is the pool's business.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
+
+from nbsched.indexset import IndexSet
+from nbsched.kernel.protocol import DropBlock, DropJob, RunTasks, TakeBlock, TakeJob
+from nbsched.messages import Held
+from nbsched.model import JobId, TaskRange
+from nbsched.worker.backlog import Piece
+from nbsched.worker.inputs import Input
+from nbsched.worker.kernelprocess import KernelProcess
+
+_BLOCKS_BYTES = 64 * 1024 * 1024
+"""What a kernel may keep of blocks; the last one may be larger."""
+
+
+@dataclass
+class HandOver:
+    """A piece as a kernel was given it."""
+
+    piece: Piece
+    first_run: int
+    unanswered: IndexSet
+    """Run numbers."""
+
+    def part(self, first_run: int, count: int) -> Piece:
+        start = self.piece.start + first_run - self.first_run
+        return self.piece.part(start, start + count)
+
+
+class Returned(NamedTuple):
+    """Tasks that a kernel did not run. ``stopped``: they were to be cancelled."""
+
+    first_run: int
+    piece: Piece
+    stopped: bool
+
+
+class KernelSlot:
+    """A kernel process and its account."""
+
+    def __init__(self, process: KernelProcess) -> None:
+        self.process = process
+        self.ready = False
+        self.hand_overs: list[HandOver] = []
+        self.stops: dict[int, float] = {}
+        """Runs to be cancelled: the monotonic time at which the kernel is killed."""
+        self.timeouts: dict[int, float] = {}
+        """Runs that are out of time, likewise."""
+        self._next_run = 1
+        self._void_below = 0
+        self._jobs: set[JobId] = set()
+        self._blocks: OrderedDict[tuple[JobId, int], int] = OrderedDict()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.hand_overs)
+
+    # ------------------------------------------------------------ giving
+
+    def give(self, piece: Piece, given: Input) -> None:
+        """Hand over the tasks of ``piece``, whose items are in the block of ``given``."""
+        first_run = self._next_run
+        self._next_run += piece.count
+        if piece.job not in self._jobs:
+            self._jobs.add(piece.job)
+            self.process.send(TakeJob(piece.job, piece.brief.call), given.function)
+        if given.data is not None:
+            self._send_block(piece.job, given.block, given.data)
+        self.process.send(
+            RunTasks(
+                job=piece.job,
+                block=given.block,
+                first_run=first_run,
+                start=piece.start,
+                stop=piece.stop,
+                round=piece.round,
+                attempt=piece.attempt,
+                first_started_at=piece.first_started_at,
+                task_timeout_s=piece.brief.task_timeout_s,
+                timed_out_after_s=piece.timed_out_after_s,
+            )
+        )
+        runs = IndexSet([(first_run, self._next_run)])
+        self.hand_overs.append(HandOver(piece, first_run, runs))
+
+    def _send_block(self, job: JobId, block: int, data: bytes) -> None:
+        key = (job, block)
+        if key in self._blocks:
+            self._blocks.move_to_end(key)
+            return
+        while self._blocks and sum(self._blocks.values()) + len(data) > _BLOCKS_BYTES:
+            (old_job, old_block), _ = self._blocks.popitem(last=False)
+            self.process.send(DropBlock(old_job, old_block))
+        self._blocks[key] = len(data)
+        self.process.send(TakeBlock(job, block), data)
+
+    def forget(self, job: JobId) -> None:
+        """Drop what the kernel keeps of a job, unless it still works on it."""
+        if job in self._jobs and not any(given.piece.job == job for given in self.hand_overs):
+            self._jobs.discard(job)
+            for key in [key for key in self._blocks if key[0] == job]:
+                del self._blocks[key]
+            self.process.send(DropJob(job))
+
+    # ------------------------------------------------------------ answers
+
+    def answer(self, first_run: int, count: int) -> tuple[HandOver, bool] | None:
+        """Runs were answered: their hand-over, and whether that is complete now."""
+        given = self.find(first_run)
+        if given is None or not given.unanswered.remove(first_run, first_run + count):
+            return None
+        self._settle(first_run, first_run + count)
+        return given, not given.unanswered
+
+    def void_unstarted(self) -> None:
+        """Forbid the kernel to begin what it has not begun."""
+        self._void_below = self._next_run
+        self.process.state.void_below(self._void_below)
+
+    def take_back(self) -> list[Returned]:
+        """After `void_unstarted` and a moment: the tasks that will certainly not run."""
+        return self._take(self.process.state.touched + 1, self._void_below)
+
+    def skipped(self, first_run: int, count: int) -> list[Returned]:
+        """The kernel found these runs void: those that were not taken back before."""
+        return self._take(first_run, first_run + count)
+
+    def take_all(self) -> list[Returned]:
+        """Everything that the kernel still owes: it is dead."""
+        return self._take(1, self._next_run)
+
+    def _take(self, low: int, high: int) -> list[Returned]:
+        returned: list[Returned] = []
+        for given in self.hand_overs:
+            for first, last in given.unanswered.remove(low, high):
+                returned += self._split(given, first, last)
+        self._settle(low, high)
+        return returned
+
+    def _split(self, given: HandOver, first: int, last: int) -> Iterator[Returned]:
+        """Ranges of runs, those that are to be cancelled apart."""
+        for stopped, runs in groupby(range(first, last), key=self.stops.__contains__):
+            numbers = list(runs)
+            yield Returned(numbers[0], given.part(numbers[0], len(numbers)), stopped)
+
+    def _settle(self, low: int, high: int) -> None:
+        """Forget the deadlines of answered runs, and hand-overs that are complete."""
+        for deadlines in (self.stops, self.timeouts):
+            for run in [run for run in deadlines if low <= run < high]:
+                del deadlines[run]
+        self.hand_overs = [given for given in self.hand_overs if given.unanswered]
+
+    # ------------------------------------------------------------ looking
+
+    def find(self, run: int) -> HandOver | None:
+        """The hand-over that the run belongs to."""
+        for given in self.hand_overs:
+            if given.first_run <= run < given.first_run + given.piece.count:
+                return given
+        return None
+
+    def runs_of(self, job: JobId, named: TaskRange) -> list[int]:
+        """Unanswered runs of these tasks, of this round or an earlier one."""
+        runs: list[int] = []
+        for given in self.hand_overs:
+            piece = given.piece
+            if piece.job == job and piece.round <= named.round:
+                shift = given.first_run - piece.start
+                low, high = max(piece.start, named.start), min(piece.stop, named.stop)
+                for first, last in given.unanswered.intersection(low + shift, high + shift):
+                    runs += range(first, last)
+        return runs
+
+    def has_unstarted(self) -> bool:
+        """Whether the kernel holds tasks behind the one that it is at."""
+        touched = self.process.state.touched
+        return any(
+            given.unanswered.intersection(touched + 1, self._next_run) for given in self.hand_overs
+        )
+
+    def active(self) -> tuple[int, Piece, float] | None:
+        """What runs: its run number, the task, and for how many seconds (so far 0 while
+        the callable is still being unpickled)."""
+        run = self.process.state.active
+        started_ns = self.process.state.started_ns
+        given = self.find(run) if run else None
+        if given is None or run not in given.unanswered:
+            return None
+        elapsed = (time.monotonic_ns() - started_ns) * 1e-9 if started_ns else 0.0
+        return run, given.part(run, 1), max(0.0, elapsed)
+
+    def in_long_task(self, seconds: float) -> bool:
+        found = self.active()
+        return found is not None and found[2] > seconds
+
+    def running(self) -> Held | None:
+        """What runs, as the report names it."""
+        if (found := self.active()) is None:
+            return None
+        _, piece, elapsed = found
+        return Held(piece.job, piece.start, piece.stop, piece.round, piece.attempt, elapsed)

@@ -1,0 +1,190 @@
+"""Outcomes on their way to the results log: at once when idle, together under load.
+
+An outcome is kept here until the log has acknowledged it, however long that takes.
+When the log is full nothing is dropped: the worker takes no new work until there
+is room (`full`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from nbsched import messages
+from nbsched.errors import ConnectError
+from nbsched.messages import Outcome, OutcomeBatch, OutcomePart
+from nbsched.model import ClientId, JobId, Term, WorkerId
+from nbsched.names import Names
+from nbsched.payload import envelope
+from nbsched.payload.envelope import Envelope, Key, Kind
+from nbsched.transport import Bus, LogFullError
+
+log = logging.getLogger(__name__)
+
+_IN_FLIGHT = 4
+"""Messages per job that wait for their acknowledgement; what comes meanwhile gathers."""
+_META_BYTES = 32 * 1024
+_TRY_AGAIN_S = 1.0
+
+
+@dataclass
+class _Outgoing:
+    """Outcomes of one job."""
+
+    client: ClientId
+    waiting: deque[tuple[Outcome, bytes]] = field(default_factory=deque)
+    in_flight: int = 0
+
+
+class ResultPublisher:
+    """Appends outcomes to the results log.
+
+    ``on_acknowledged`` gets the outcomes that are in the log now; ``on_room`` is
+    called when a log that was full takes outcomes again.
+    """
+
+    def __init__(
+        self,
+        worker: WorkerId,
+        names: Names,
+        key: Key,
+        bus: Bus,
+        message_bytes: int,
+        term: Callable[[], Term],
+        on_acknowledged: Callable[[JobId, tuple[Outcome, ...]], None],
+        on_room: Callable[[], None],
+    ) -> None:
+        self._worker = worker
+        self._names = names
+        self._key = key
+        self._bus = bus
+        self._message_bytes = message_bytes
+        self._term = term
+        self._on_acknowledged = on_acknowledged
+        self._on_room = on_room
+        self._jobs: dict[JobId, _Outgoing] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._refused = 0
+        self.last_sequence = 0
+        """Highest sequence number that one of our outcomes got."""
+        self.pending_bytes = 0
+        """Bytes of outcomes that are not acknowledged yet."""
+
+    @property
+    def full(self) -> bool:
+        """Whether the log refuses outcomes for lack of room."""
+        return self._refused > 0
+
+    @property
+    def idle(self) -> bool:
+        return not self._jobs
+
+    def add(self, job: JobId, client: ClientId, outcome: Outcome, body: bytes) -> None:
+        """Publish an outcome with its bytes."""
+        outgoing = self._jobs.setdefault(job, _Outgoing(client))
+        outgoing.waiting.append((outcome, body))
+        self.pending_bytes += len(body)
+        if outgoing.in_flight == 0:
+            # Not this instant: what the same callback adds goes into the same message.
+            asyncio.get_running_loop().call_soon(self._send, job, outgoing)
+
+    async def close(self) -> None:
+        """Give up on what is not acknowledged: the leader runs it again."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _send(self, job: JobId, outgoing: _Outgoing) -> None:
+        while outgoing.waiting and outgoing.in_flight < _IN_FLIGHT:
+            batch = self._gather(outgoing)
+            outgoing.in_flight += 1
+            task = asyncio.create_task(self._publish(job, outgoing, batch), name=f"results-{job}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _gather(self, outgoing: _Outgoing) -> list[tuple[Outcome, bytes]]:
+        """The next outcomes that fit into one message; a large one is alone."""
+        batch: list[tuple[Outcome, bytes]] = []
+        body_bytes = meta_bytes = 0
+        while outgoing.waiting:
+            outcome, body = outgoing.waiting[0]
+            body_bytes += len(body)
+            meta_bytes += 64 + 5 * len(outcome.sizes)
+            if batch and (body_bytes > self._message_bytes or meta_bytes > _META_BYTES):
+                break
+            batch.append(outgoing.waiting.popleft())
+        return batch
+
+    async def _publish(
+        self, job: JobId, outgoing: _Outgoing, batch: list[tuple[Outcome, bytes]]
+    ) -> None:
+        outcomes = tuple(outcome for outcome, _ in batch)
+        body = b"".join(body for _, body in batch)
+        subject = self._names.job_results(outgoing.client, job)
+        sequence = await self._append(job, subject, outcomes, body)
+        self.last_sequence = max(self.last_sequence, sequence)
+        self.pending_bytes -= len(body)
+        outgoing.in_flight -= 1
+        if outgoing.waiting:
+            self._send(job, outgoing)
+        elif not outgoing.in_flight:
+            self._jobs.pop(job, None)
+        self._on_acknowledged(job, outcomes)
+
+    async def _append(
+        self, job: JobId, subject: str, outcomes: tuple[Outcome, ...], body: bytes
+    ) -> int:
+        parts, token = 0, ""
+        if len(body) > self._message_bytes:
+            token = secrets.token_hex(8)
+            parts = await self._append_parts(job, subject, token, body)
+        meta = messages.encode(OutcomeBatch(self._worker, outcomes, parts, token))
+        content = Envelope(
+            Kind.OUTCOME,
+            self._names.namespace,
+            job,
+            first=min(outcome.start for outcome in outcomes),
+            count=sum(outcome.stop - outcome.start for outcome in outcomes),
+            attempt=outcomes[0].attempt,
+            term=self._term(),
+            meta=meta,
+        )
+        # Signed for the whole body, also when its bytes have gone ahead in parts.
+        header = envelope.write(self._key, content, body)
+        return await self._insist(subject, header, b"" if parts else body)
+
+    async def _append_parts(self, job: JobId, subject: str, token: str, body: bytes) -> int:
+        view = memoryview(body)
+        starts = range(0, len(body), self._message_bytes)
+        for part, start in enumerate(starts):
+            piece = bytes(view[start : start + self._message_bytes])
+            meta = messages.encode(OutcomePart(token, part))
+            content = Envelope(Kind.OUTCOME, self._names.namespace, job, meta=meta)
+            await self._insist(subject, envelope.write(self._key, content, piece), piece)
+        return len(starts)
+
+    async def _insist(self, subject: str, header: bytes, data: bytes) -> int:
+        """Append, however long it takes."""
+        refused = False
+        try:
+            while True:
+                try:
+                    return await self._bus.append(subject, header, data)
+                except LogFullError as error:
+                    log.error("the results log is full, work pauses: %s", error)
+                    if not refused:
+                        refused = True
+                        self._refused += 1
+                except ConnectError as error:
+                    log.warning("outcomes cannot be published, trying again: %s", error)
+                await asyncio.sleep(_TRY_AGAIN_S)
+        finally:
+            if refused:
+                self._refused -= 1
+                if not self._refused:
+                    self._on_room()

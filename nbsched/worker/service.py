@@ -1,0 +1,270 @@
+"""The worker: obeys the leader of the highest term, and says what it holds.
+
+Commands come one after another and never wait for a task. Everything that a command
+sets going ends in an outcome in the results log or in a later report, so a command
+or an answer that gets lost is found out and repeated by the leader.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import suppress
+
+import msgspec
+
+from nbsched._compat import assert_never
+from nbsched.errors import AuthenticationError, ConnectError
+from nbsched.indexset import IndexSet
+from nbsched.kernel.protocol import Hello
+from nbsched.messages import (
+    Accepted,
+    Answer,
+    AskReport,
+    BlockRef,
+    Command,
+    ForgetJob,
+    Outcome,
+    Recalled,
+    RecallTasks,
+    Refused,
+    RunSlice,
+    StopTasks,
+    WorkerReport,
+)
+from nbsched.model import JobId, Term, WorkerRecord
+from nbsched.names import Names
+from nbsched.payload.envelope import Key, Kind
+from nbsched.settings import Settings
+from nbsched.storage import Store
+from nbsched.transport import Bus, Message, Subscription
+from nbsched.wire import Wire
+from nbsched.worker import endings
+from nbsched.worker.backlog import Backlog, Piece
+from nbsched.worker.inputs import InputCache
+from nbsched.worker.kernelpool import KernelPool
+from nbsched.worker.reporter import Reporter
+from nbsched.worker.results import ResultPublisher
+
+log = logging.getLogger(__name__)
+
+_PENDING_BYTES = 256 * 1024 * 1024
+"""So many bytes of outcomes may wait for the log before no new task starts."""
+
+
+class WorkerService:
+    """One worker daemon's tasks. ``cpus`` 0: it runs none, and refuses slices."""
+
+    def __init__(
+        self,
+        *,
+        record: WorkerRecord,
+        names: Names,
+        key: Key,
+        bus: Bus,
+        store: Store,
+        settings: Settings,
+        cpus: int,
+    ) -> None:
+        self._id = record.id
+        self._host = record.host
+        self._names = names
+        self._bus = bus
+        self._cpus = cpus
+        self._wire = Wire(key, names)
+        self._term = Term(0)
+        self._seen = IndexSet()
+        self._draining = False
+        self._progress = asyncio.Event()
+        self._subscription: Subscription | None = None
+        self._backlog = Backlog()
+        self._reporter = Reporter(names, self._wire, bus, self._report)
+        self._inputs = InputCache(names, key, bus, store, self._feed, self._input_missing)
+        self._results = ResultPublisher(
+            record.id,
+            names,
+            key,
+            bus,
+            settings.message_bytes,
+            lambda: self._term,
+            self._acknowledged,
+            self._feed,
+        )
+        self._pool = KernelPool(
+            Hello(record.id, record.host, settings.max_result_bytes),
+            cpus,
+            settings.cancel_grace_s,
+            self._backlog,
+            self._inputs,
+            self._publish,
+            self._changed,
+            self._paused,
+        )
+
+    # ------------------------------------------------------------ life
+
+    async def start(self) -> None:
+        """Start the kernels, listen for commands, begin to report."""
+        self._pool.start()
+        subject = self._names.to_worker(self._id)
+        self._subscription = await self._bus.subscribe(subject, self._on_message)
+        self._reporter.start()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Take no new work, finish what runs, hand back the rest. Returns when nothing
+        runs and every outcome is in the log, or after ``timeout_s``."""
+        self._draining = True
+        self._pool.revoke_all()
+        self._feed()
+        await self._reporter.report()
+        deadline = time.monotonic() + timeout_s
+        while self._backlog and (left := deadline - time.monotonic()) > 0:
+            self._progress.clear()
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._progress.wait(), left)
+            self._feed()
+        await self._reporter.report()
+
+    async def stop(self) -> None:
+        """End at once: kernels are killed, and nothing is left behind."""
+        if self._subscription is not None:
+            with suppress(ConnectError):
+                await self._subscription.close()
+            self._subscription = None
+        await self._pool.stop()
+        await self._inputs.close()
+        await self._results.close()
+        await self._reporter.close()
+
+    @property
+    def busy(self) -> bool:
+        """Whether it holds tasks whose outcome is not in the log yet."""
+        return bool(self._backlog)
+
+    def kernel_pids(self) -> list[int]:
+        """Process ids of the kernels, for people and tests."""
+        return self._pool.pids()
+
+    def observe_term(self, term: Term) -> None:
+        """There is a leader of this term: older ones are not obeyed any more."""
+        if term > self._term:
+            log.info("obeying term=%d (before: %d)", term, self._term)
+            self._term = term
+            self._seen = IndexSet()
+            self._reporter.changed()
+
+    # ------------------------------------------------------------ commands
+
+    async def _on_message(self, message: Message) -> None:
+        try:
+            command = self._wire.open(Kind.COMMAND, message.data)
+        except (AuthenticationError, msgspec.DecodeError) as error:
+            log.warning("a message on %s is ignored: %s", message.subject, error)
+            return
+        if not isinstance(command, Command):
+            log.warning("a %s is no command; it is ignored", type(command).__name__)
+            return
+        answer = self._obey(command)
+        if message.reply:
+            await self._answer(message.reply, answer)
+        if isinstance(command, AskReport):
+            await self._reporter.report()
+
+    async def _answer(self, subject: str, answer: Answer) -> None:
+        try:
+            await self._bus.publish(subject, self._wire.seal(Kind.ANSWER, answer, self._term))
+        except ConnectError as error:
+            log.warning("an answer was not sent: %s", error)
+
+    def _obey(self, command: Command) -> Answer:
+        if command.term < self._term:
+            log.warning("refused a command of term=%d, term is %d", command.term, self._term)
+            return Refused("there is a newer leader", self._term)
+        self.observe_term(command.term)
+        match command:
+            case RunSlice():
+                return self._run_slice(command)
+            case RecallTasks(job=job, ranges=ranges):
+                recalled = Recalled(job, self._backlog.recall(job, ranges))
+                self._changed(False)
+                return recalled
+            case StopTasks():
+                self._stop_tasks(command)
+            case ForgetJob(job=job):
+                self._inputs.forget(job)
+                self._pool.forget(job)
+            case AskReport():
+                pass  # the report follows the answer
+            case _:
+                assert_never(command)
+        return Accepted()
+
+    def _run_slice(self, command: RunSlice) -> Answer:
+        if command.seq in self._seen:
+            return Accepted(command.seq)
+        if self._cpus == 0 or self._draining:
+            reason = "it is draining" if self._draining else "it runs no tasks (cpus=0)"
+            return Refused(f"worker {self._id} takes no tasks: {reason}", self._term)
+        self._seen.add(command.seq, command.seq + 1)
+        if command.inline is not None:
+            self._take_inline(command, command.inline)
+        self._backlog.add(command)
+        # After the answer is on its way, so that fetching and feeding do not delay it.
+        asyncio.get_running_loop().call_soon(self._feed)
+        self._reporter.changed()
+        return Accepted(command.seq)
+
+    def _take_inline(self, command: RunSlice, sealed: bytes) -> None:
+        """What came with the slice; if it is not authentic, the store is asked later."""
+        try:
+            self._inputs.take_inline(command.brief, sealed)
+        except (AuthenticationError, msgspec.DecodeError) as error:
+            log.warning("inline input of job=%s is ignored: %s", command.brief.job, error)
+
+    def _stop_tasks(self, command: StopTasks) -> None:
+        for piece in self._backlog.stop(command.job, command.ranges):
+            self._pool.cancel(piece)
+        self._pool.stop_tasks(command.job, command.ranges, command.grace_s)
+
+    # ------------------------------------------------------------ between the parts
+
+    def _feed(self) -> None:
+        if self._draining:
+            self._backlog.drop_queued()
+        self._pool.feed()
+
+    def _paused(self) -> bool:
+        return self._draining or self._results.full or self._results.pending_bytes > _PENDING_BYTES
+
+    def _publish(self, piece: Piece, outcome: Outcome, body: bytes) -> None:
+        self._results.add(piece.job, piece.brief.client, outcome, body)
+
+    def _acknowledged(self, job: JobId, outcomes: tuple[Outcome, ...]) -> None:
+        for outcome in outcomes:
+            self._backlog.release(job, outcome.start, outcome.stop, outcome.round, outcome.attempt)
+        self._changed(False)
+        self._feed()
+
+    def _changed(self, urgent: bool) -> None:
+        self._reporter.changed(urgent)
+        self._progress.set()
+
+    def _input_missing(self, piece: Piece, ref: BlockRef | None, reason: str) -> None:
+        """Fail what waits for input that will not come."""
+        for lost in self._backlog.withdraw_block(piece, ref):
+            for index in range(lost.start, lost.stop):
+                task = lost.part(index, index + 1)
+                self._publish(task, *endings.unreadable(task, self._id, self._host, reason))
+
+    def _report(self) -> WorkerReport:
+        seen = list(self._seen.ranges())
+        return WorkerReport(
+            worker=self._id,
+            term=self._term,
+            seq=seen[-1][1] - 1 if seen else 0,
+            results_seq=self._results.last_sequence,
+            held=self._backlog.held(self._pool.running()),
+            free_slots=0 if self._draining else self._pool.free_slots,
+            draining=self._draining,
+        )
