@@ -103,7 +103,7 @@ def _start_shared(home: Home, settings: Settings, cpus: int | None, deadline: fl
         shared=True,
         worker_cpus=(cpus,),
         # Not the starter's folder: the cluster outlives its reason to be there.
-        worker_cwd=os.path.expanduser("~"),
+        worker_cwd=_existing(os.path.expanduser("~")),
         worker_environ=runtime.worker_environ(settings),
         etcd_binary=str(find_etcd()),
         nats_binary=str(find_nats_server()),
@@ -112,6 +112,15 @@ def _start_shared(home: Home, settings: Settings, cpus: int | None, deadline: fl
     )
     Supervision.begin(plan, home)
     return _require_record(home)
+
+
+def _existing(folder: str) -> str:
+    """The folder, or the root where there is none: a user without a home, or a working
+    directory that was deleted."""
+    try:
+        return os.path.realpath(folder, strict=True)
+    except OSError:
+        return os.sep
 
 
 def _require_record(home: Home) -> Runtime:
@@ -280,7 +289,7 @@ def start_private(
         namespace=settings.namespace,
         shared=False,
         worker_cpus=worker_cpus,
-        worker_cwd=os.getcwd(),
+        worker_cwd=_existing(os.curdir),
         worker_environ=runtime.worker_environ(settings),
         etcd_binary=str(etcd),
         nats_binary=str(nats),

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 import shutil
 import signal
 import socket
@@ -87,7 +88,8 @@ class Supervisor:
                 logger.warning("port taken part=%s; choosing others", error.part)
                 self._family.kill_all()
                 self._remember(runtime.with_other_ports(self._identity))
-        self.publish()
+            except OSError as error:
+                raise StartFailedError("supervisor", f"{error}.") from error
 
     def _start_once(self, deadline: float) -> None:
         identity = self._identity
@@ -303,6 +305,13 @@ class Verdicts:
         self._descriptor = descriptor
         os.set_inheritable(descriptor, False)
 
+    def awaited(self) -> bool:
+        """Whether the starter still waits. One that was interrupted or killed will not
+        join, and the next one would find this cluster neither running nor gone."""
+        poll = select.poll()
+        poll.register(self._descriptor, 0)  # errors are always reported
+        return not poll.poll(0)
+
     def say(self, error: str = "") -> None:
         with contextlib.suppress(OSError):  # the starter may have ended
             os.write(self._descriptor, msgspec.json.encode(Verdict(error)))
@@ -325,6 +334,9 @@ def supervise(plan: Plan, verdicts: Verdicts, worker_umask: int) -> None:
     at_once, failure = True, ""
     try:
         supervisor.start()
+        if not verdicts.awaited():
+            raise StopRequested("its starter has not waited for it", abandoned=True)
+        supervisor.publish()
         verdicts.say()
         supervisor.watch()
         at_once = False

@@ -283,6 +283,38 @@ def test_cluster_outlives_its_starter_and_leaves_it_no_zombie(settings: Settings
     assert etcd_answers(runtime.to_settings(shared(settings), settings))
 
 
+def test_cluster_ends_when_its_starter_was_killed_before_it_was_up(
+    settings: Settings, tmp_path: Path
+) -> None:
+    folder = tmp_path / "home" / "default"
+    slow = fake_binary(
+        tmp_path,
+        f"touch {tmp_path}/begun; while ! test -e {tmp_path}/go; do sleep 0.01; done\n"
+        f'exec {cluster.find_nats_server()} "$@"',
+    )
+    starter = script(
+        "from pathlib import Path\nfrom nbsched.local import cluster\n"
+        f"cluster.find_nats_server = lambda: Path({str(slow)!r})\n{JOIN}"
+    )
+    eventually((tmp_path / "begun").exists)
+    os.kill(starter.pid, signal.SIGKILL)
+    finish(starter)
+    (tmp_path / "go").touch()
+    eventually(lambda: not processes_in(folder))
+    _, membership = join_or_start(settings)
+    membership.close()
+
+
+def test_private_cluster_starts_in_a_folder_that_was_deleted(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here").rmdir()
+    with start_private(1, 0, settings) as private:
+        assert etcd_answers(private.settings)
+
+
 def test_cluster_is_out_of_reach_of_the_interrupt_button(settings: Settings) -> None:
     _, membership = join_or_start(settings)
     with membership, start_private(0, settings=settings) as private:
