@@ -47,6 +47,7 @@ def __getattr__(name: str) -> Any:
     if name == "errors":
         return import_module("nbsched.errors")
     if name in _HOMES:
+        import_module("nbsched.display")  # it registers itself with the client
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'nbsched' has no attribute {name!r}")
 

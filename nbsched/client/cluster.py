@@ -153,7 +153,7 @@ class Submitter:
         session = self._session
         policy = retrypolicy.normalise(options.retry)
         function = pickling.dump_function(fn, policy)
-        session.run(session.require_workers(PYTHON, options.cpus))
+        session.require_workers(PYTHON, options.cpus)
         record = JobRecord(
             id=new_job_id(),
             client=session.id,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import logging
+import time
 import weakref
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import aclosing
@@ -213,31 +214,34 @@ class Session:
         """Read members and leader now."""
         await self._list_members()
 
-    async def require_workers(self, python: str, cpus: int) -> None:
-        """Wait for a worker that can run a task; see ``worker_timeout_s``.
+    def require_workers(self, python: str, cpus: int) -> None:
+        """Wait, on any thread, for a worker that can run a task; see ``worker_timeout_s``.
 
         Raises:
             VersionMismatchError: workers are there, but none with this Python.
             ConfigurationError: no worker has so many CPUs, or the keys differ.
             NoWorkersError: none joined in time.
         """
-        try:
-            await asyncio.wait_for(self._until_member(python, cpus), self.settings.worker_timeout_s)
-        except asyncio.TimeoutError:
-            raise NoWorkersError(
-                f"No worker joined {self.names.namespace!r} within"
-                f" {self.settings.worker_timeout_s:g} s. Start one: nbsched-worker --namespace"
-                f" {self.names.namespace}"
-            ) from None
+        if not self._working_members():
+            self.run(self._await_members())
+        self._check_members(self._working_members(), python, cpus)
 
-    async def _until_member(self, python: str, cpus: int) -> None:
-        while True:
+    def _working_members(self) -> list[WorkerRecord]:
+        return [w for w in list(self.members.values()) if w.cpus > 0 and not w.draining]
+
+    async def _await_members(self) -> None:
+        deadline = time.monotonic() + self.settings.worker_timeout_s
+        while not self._working_members():
             self._members_changed.clear()
-            workers = [w for w in self.members.values() if w.cpus > 0 and not w.draining]
-            if workers:
-                self._check_members(workers, python, cpus)
-                return
-            await self._members_changed.wait()
+            try:
+                left = max(0.0, deadline - time.monotonic())
+                await asyncio.wait_for(self._members_changed.wait(), left)
+            except asyncio.TimeoutError:
+                raise NoWorkersError(
+                    f"No worker joined {self.names.namespace!r} within"
+                    f" {self.settings.worker_timeout_s:g} s. Start one: nbsched-worker"
+                    f" --namespace {self.names.namespace}"
+                ) from None
 
     def _check_members(self, workers: list[WorkerRecord], python: str, cpus: int) -> None:
         keys = {worker.key_id for worker in workers}
