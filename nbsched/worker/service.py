@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from contextlib import suppress
 
@@ -111,18 +112,18 @@ class WorkerService:
         self._subscription = await self._bus.subscribe(subject, self._on_message)
         self._reporter.start()
 
-    async def drain(self, timeout_s: float) -> None:
+    async def drain(self, timeout_s: float | None) -> None:
         """Take no new work, finish what runs, hand back the rest. Returns when nothing
         runs and every outcome is in the log, or after ``timeout_s``."""
         self._draining = True
         self._pool.revoke_all()
         self._feed()
         await self._reporter.report()
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + (math.inf if timeout_s is None else timeout_s)
         while self._backlog and (left := deadline - time.monotonic()) > 0:
             self._progress.clear()
             with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._progress.wait(), left)
+                await asyncio.wait_for(self._progress.wait(), min(left, 60.0))
             self._feed()
         await self._reporter.report()
 
