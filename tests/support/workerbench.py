@@ -42,6 +42,7 @@ from nbsched.storage.memory import MemoryStore, MemoryStoreServer
 from nbsched.transport import Handler, LogEntry, LogFullError, Message
 from nbsched.wire import Wire
 from nbsched.worker.service import WorkerService
+from support.conditions import alive
 
 T = TypeVar("T")
 CLIENT = ClientId("c-test")
@@ -351,5 +352,5 @@ async def bench(cpus: int = 1, **settings: Any) -> AsyncIterator[Bench]:
         pids = made.service.kernel_pids()
         await made.service.stop()
         for pid in pids:
-            assert not os.path.exists(f"/proc/{pid}"), f"kernel {pid} is left"
+            assert not alive(pid), f"kernel {pid} is left"
         await made.store.close()
