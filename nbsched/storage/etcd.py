@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from nbsched._compat import Self
@@ -146,7 +146,7 @@ class EtcdStore:
         answer = await self._range(request)
         return int(answer.header.revision)
 
-    def watch(self, prefix: str, from_revision: int) -> AsyncIterator[Sequence[WatchEvent]]:
+    def watch(self, prefix: str, from_revision: int) -> AsyncGenerator[Sequence[WatchEvent], None]:
         check_watch(prefix, from_revision)
         return watch(self._calls, prefix, from_revision)
 

@@ -70,7 +70,12 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", -1),
         ("grpc.keepalive_time_ms", _KEEPALIVE_S * 1000),
         ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_S * 1000),
-        ("grpc.keepalive_permit_without_calls", 1),
+        # A ping of gRPC's own (it measures bandwidth) that is under way holds up those of
+        # keepalive, and waits for a minute by default.
+        ("grpc.http2.ping_timeout_ms", _KEEPALIVE_TIMEOUT_S * 1000),
+        # etcd takes pings without a call for an attack: it ends the connection after
+        # three of them, and gRPC complains on stderr.
+        ("grpc.keepalive_permit_without_calls", 0),
         # An idle watch sends nothing: without this gRPC stops pinging after two.
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from nbsched.errors import NbschedError
@@ -19,7 +19,7 @@ from nbsched.storage.etcd_rpc import grpc
 
 async def watch(
     calls: EtcdCalls, prefix: str, from_revision: int
-) -> AsyncIterator[Sequence[WatchEvent]]:
+) -> AsyncGenerator[Sequence[WatchEvent], None]:
     """See `nbsched.storage.Store.watch`.
 
     etcd sends the events of one revision in one message, unless a client asks for

@@ -15,7 +15,7 @@ import asyncio
 import itertools
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
 from nbsched._compat import assert_never
@@ -74,8 +74,7 @@ class _Waiter:
 class MemoryStoreServer:
     """The data that several `MemoryStore` clients share, and its faults for tests."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._lock = threading.RLock()
         self._revision = 1  # as in a fresh etcd
         self._items: dict[str, KeyValue] = {}
@@ -149,7 +148,7 @@ class MemoryStoreServer:
     def grant(self, ttl_s: float) -> int:
         with self._lock:
             lease_id = next(self._lease_ids)
-            self._leases[lease_id] = _Held(ttl_s, self._clock() + ttl_s)
+            self._leases[lease_id] = _Held(ttl_s, time.monotonic() + ttl_s)
             self._wake()  # it may be the next one that is due
             return lease_id
 
@@ -160,7 +159,7 @@ class MemoryStoreServer:
             held = self._leases.get(lease_id)
             if held is None:
                 return 0.0
-            held.ends_at = self._clock() + held.ttl_s
+            held.ends_at = time.monotonic() + held.ttl_s
             return held.ttl_s
 
     def add_waiter(self, waiter: _Waiter) -> None:
@@ -196,7 +195,7 @@ class MemoryStoreServer:
         """Seconds until the next lease ends unless it is renewed."""
         with self._lock:
             ends = [held.ends_at for held in self._leases.values()]
-            return max(0.0, min(ends) - self._clock()) if ends else None
+            return max(0.0, min(ends) - time.monotonic()) if ends else None
 
     # ------------------------------------------------------------ under the lock
 
@@ -251,7 +250,7 @@ class MemoryStoreServer:
             held.keys.discard(key)
 
     def _end_due_leases(self) -> None:
-        now = self._clock()
+        now = time.monotonic()
         for lease_id in [i for i, held in self._leases.items() if held.ends_at <= now]:
             self.revoke(lease_id)
 
@@ -287,7 +286,7 @@ class MemoryStore:
                 break
         return done
 
-    async def watch(self, prefix: str, from_revision: int) -> AsyncIterator[Sequence[WatchEvent]]:
+    async def watch(self, prefix: str, from_revision: int) -> AsyncGenerator[Sequence[WatchEvent], None]:
         check_watch(prefix, from_revision)
         waiter = _Waiter()
         self.server.add_waiter(waiter)
