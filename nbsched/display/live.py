@@ -1,0 +1,196 @@
+"""Keeps views of running jobs up to date: one thread for all of them, 5 times a second.
+
+The thread starts with the first view and ends a moment after the last. It only reads
+`job.progress` and calls `View.draw`; a view that fails is dropped and logged, for a
+display must never harm a job. Nothing here knows what a view looks like.
+
+A view draws in a copy of the `contextvars` context of the call that created it:
+ipykernel keeps there which cell a message belongs to, so output from this thread lands
+in the cell that asked for it.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from nbsched.client.progress import Observable, Progress
+
+_log = logging.getLogger(__name__)
+
+REFRESH_S = 0.2
+"""At most 5 updates a second: more is not seen, and costs the browser."""
+_LINGER_ROUNDS = 10
+"""Idle rounds until the thread ends, so that many short waits do not start many."""
+
+
+class View(Protocol):
+    """One picture of one job in one place."""
+
+    def draw(self, progress: Progress) -> None:
+        """Show this; the first call makes the view appear."""
+
+    def end(self, progress: Progress) -> None:
+        """Show the last state, which stays, and let go of what live drawing needs."""
+
+
+class Live:
+    """A view that is being kept up to date until its job ends or nobody needs it."""
+
+    def __init__(
+        self, job: Observable, view: View, clock: Callable[[], float], after_s: float
+    ) -> None:
+        self._job = job
+        self._view = view
+        self._clock = clock
+        self._due = clock() + after_s
+        self._context = contextvars.copy_context()
+        self._lock = threading.RLock()
+        self._waits = 0
+        self.appeared = False
+        self.ended = False
+
+    def tick(self) -> None:
+        """Draw what is now, once it is time; ends by itself when the job has."""
+        with self._lock:
+            if not self.ended and self._clock() >= self._due:
+                self.flush()
+
+    def flush(self) -> None:
+        """Draw now, whatever the clock says; for the last time when the job has ended."""
+        with self._lock:
+            if self.ended:
+                return
+            try:
+                progress = self._job.progress
+                self.appeared = True
+                if progress.finished:
+                    self._end(progress)
+                else:
+                    self._run(self._view.draw, progress)
+            except Exception:
+                self.ended = True
+                _log.debug("job %s is no longer displayed", self._job.id, exc_info=True)
+
+    def wait_begins(self) -> None:
+        """Somebody waits for the job, here: from now on messages belong to this cell.
+
+        An output is updated by its id, wherever that is said. But what executes a
+        notebook without a browser listens to the running cell only, and would miss the
+        last state of an output in an earlier one.
+        """
+        with self._lock:
+            self._waits += 1
+            self._context = contextvars.copy_context()
+
+    def wait_ends(self, *, stays: bool) -> None:
+        """The last wait over decides: a view that ``stays`` goes on until the job ends.
+
+        A job that ended before its view was due is not shown at all.
+        """
+        with self._lock:
+            self._waits -= 1
+            if self._waits > 0:
+                return
+            if self._clock() >= self._due and (stays or self._finished()):
+                self.flush()
+            if not (stays and self.appeared):
+                self.stop()
+
+    def stop(self) -> None:
+        """Draw for the last time, if anything has been drawn. Never raises."""
+        with self._lock:
+            try:
+                if self.appeared and not self.ended:
+                    self._end(self._job.progress)
+            except Exception:
+                _log.debug("the last state of %s is not displayed", self._job.id, exc_info=True)
+            finally:
+                self.ended = True
+
+    def _finished(self) -> bool:
+        try:
+            return self._job.progress.finished
+        except Exception:
+            return False
+
+    def _end(self, progress: Progress) -> None:
+        self.ended = True
+        self._run(self._view.end, progress)
+
+    def _run(self, draw: Callable[[Progress], None], progress: Progress) -> None:
+        # A copy, because one context cannot be entered by two threads at once.
+        self._context.copy().run(draw, progress)
+
+
+class Ticker:
+    """The thread that ticks every `Live`."""
+
+    def __init__(
+        self, refresh_s: float = REFRESH_S, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._refresh_s = refresh_s
+        self._clock = clock
+        self._lives: list[Live] = []
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def add(self, job: Observable, view: View, *, after_s: float = 0.0) -> Live:
+        """Show ``job`` from ``after_s`` on, unless it has ended or was stopped by then."""
+        live = Live(job, view, self._clock, after_s)
+        with self._lock:
+            self._lives.append(live)
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="nbsched-display", daemon=True
+                )
+                self._thread.start()
+        return live
+
+    @property
+    def running(self) -> bool:
+        return self._thread is not None
+
+    def _run(self) -> None:
+        idle = 0
+        while idle < _LINGER_ROUNDS or not self._retire():
+            time.sleep(self._refresh_s)
+            idle = 0 if self._tick() else idle + 1
+
+    def _tick(self) -> bool:
+        with self._lock:
+            self._lives = [live for live in self._lives if not live.ended]
+            lives = list(self._lives)
+        for live in lives:
+            live.tick()
+        return bool(lives)
+
+    def _retire(self) -> bool:
+        """Under the lock, so that no view is added to a thread that is about to end."""
+        with self._lock:
+            if self._lives:
+                return False
+            self._thread = None
+            return True
+
+
+_ticker = Ticker()
+
+
+def ticker() -> Ticker:
+    """The one of this process."""
+    return _ticker
+
+
+def _forget_after_fork() -> None:
+    """A forked child has none of its parent's threads, and shows none of its views."""
+    global _ticker
+    _ticker = Ticker()
+
+
+os.register_at_fork(after_in_child=_forget_after_fork)

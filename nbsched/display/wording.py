@@ -1,0 +1,121 @@
+"""Counts, numbers and durations as people read them; shared by text and HTML.
+
+Pure functions of `Progress`. Knows nothing of a terminal or a browser.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from dataclasses import dataclass
+
+from nbsched.client.progress import Progress
+
+STATES = {
+    "waiting": "waiting",
+    "running": "running",
+    "succeeded": "✓ succeeded",
+    "failed": "✗ failed",
+    "cancelled": "⊘ cancelled",
+}
+"""The sign says what colour alone must not."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of a job's tasks that are in the same situation."""
+
+    kind: str
+    """done (succeeded), failed, cancelled, running, retrying or queued."""
+    count: int
+
+
+def parts(progress: Progress) -> tuple[Part, ...]:
+    """All tasks known so far, split without overlap, in the order of a bar.
+
+    Counts come from different sources and can be a moment apart: outcomes are facts,
+    so where the rest does not fit in, the rest gives way.
+    """
+    counts = [
+        ("done", progress.ok),
+        ("failed", progress.failed),
+        ("cancelled", progress.cancelled),
+        ("running", progress.running),
+        ("retrying", progress.retrying),
+    ]
+    left = known(progress)
+    split = []
+    for kind, count in counts:
+        fitting = min(max(count, 0), left)
+        split.append(Part(kind, fitting))
+        left -= fitting
+    return (*split, Part("queued", left))
+
+
+def known(progress: Progress) -> int:
+    """Tasks known so far: the total, or while items are being uploaded what is there."""
+    return max(progress.done, progress.uploaded if progress.total is None else progress.total)
+
+
+def total_words(progress: Progress) -> str:
+    """``2,000``, or ``2,000+`` while more may come."""
+    return number(known(progress)) + ("+" if progress.total is None else "")
+
+
+def percent(progress: Progress) -> int | None:
+    """Tasks that ended, rounded down: 100 means the end. None while more may come."""
+    if progress.total is None:
+        return None
+    return 100 if progress.finished else progress.done * 100 // progress.total
+
+
+def pace(progress: Progress) -> dict[str, str]:
+    """``rate``, ``elapsed`` and ``left`` in words, as far as each can be said."""
+    words = {}
+    if progress.done and progress.elapsed_s > 0:
+        words["rate"] = rate(progress.rate)
+    if progress.elapsed_s > 0:
+        words["elapsed"] = duration(progress.elapsed_s, exact=progress.finished)
+    if progress.eta_s is not None and progress.state == "running":
+        words["left"] = f"{duration(math.ceil(progress.eta_s))} left"
+    return words
+
+
+def number(value: int) -> str:
+    return f"{value:,}"
+
+
+def rate(per_second: float) -> str:
+    """``1,240/s``, ``2.5/s``, or ``12/min`` for what takes its time."""
+    for factor, unit in ((1.0, "s"), (60.0, "min"), (3600.0, "h")):
+        value = per_second * factor
+        if value >= 1 or unit == "h":
+            break
+    return f"{value:,.0f}/{unit}" if value >= 10 else f"{value:.1f}/{unit}"
+
+
+def duration(seconds: float, *, exact: bool = False) -> str:
+    """``42 s``, ``1:05``, ``3:00:12``, ``2 d 03:04``; ``exact`` adds tenths below 10 s.
+
+    Without it a running display changes once a second, not with every refresh.
+    """
+    if exact and seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = math.floor(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, second = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes}:{second:02}"
+    hours, minute = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours}:{minute:02}:{second:02}"
+    days, hour = divmod(hours, 24)
+    return f"{days} d {hour:02}:{minute:02}"
+
+
+def one_line(text: str) -> str:
+    """``text`` on one line and without control characters: names come from users, and
+    must not move the cursor."""
+    printable = "".join(" " if c.isspace() else c for c in text)
+    return " ".join("".join(c for c in printable if unicodedata.category(c)[0] != "C").split())
