@@ -231,6 +231,8 @@ class KernelPool:
                 self.cancel(piece)
             else:
                 self._backlog.give_back(piece)
+        if returned:
+            self._changed(False)
 
     def cancel(self, piece: Piece) -> None:
         """Publish that these tasks are cancelled, each for itself."""
