@@ -245,7 +245,7 @@ def run(serial: bool = False, as_json: bool = False, cluster: Cluster | None = N
         else:
             facts, where = _spread(paths, cluster)
     except KeyboardInterrupt:
-        print("\nThe demo was interrupted; its job is cancelled.", file=sys.stderr)
+        print("\nThe demo was interrupted.", file=sys.stderr)
         raise SystemExit(130) from None
     elapsed_s = time.monotonic() - started
     total = totals(facts)
