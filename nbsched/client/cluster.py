@@ -67,6 +67,7 @@ class Submitter:
             NoWorkersError, VersionMismatchError: nobody can run it.
         """
         chosen = merge(self._options, options)
+        _check_callable(fn)
         if not iterables:
             raise ConfigurationError(
                 "map() needs at least one iterable of items after the callable."
@@ -145,11 +146,7 @@ class Submitter:
         options: Options,
         buffersize: int | None,
     ) -> tuple[JobTracker, Upload]:
-        if not callable(fn):
-            raise NotCallableError(
-                f"{fn!r} is not callable. Pass the function itself first, then the items:"
-                " cluster.map(fn, items)."
-            )
+        _check_callable(fn)
         session = self._session
         policy = retrypolicy.normalise(options.retry)
         function = pickling.dump_function(fn, policy)
@@ -339,6 +336,14 @@ def _uploading_ahead(upload: Upload, buffersize: int) -> Callable[[int], bool]:
         return upload.advance(index if index < 0 else index + buffersize - _block_items(buffersize))
 
     return more
+
+
+def _check_callable(fn: object) -> None:
+    if not callable(fn):
+        raise NotCallableError(
+            f"{fn!r} is not callable. Pass the function itself first, then the items:"
+            " cluster.map(fn, items)."
+        )
 
 
 def _check_lengths(iterables: tuple[Iterable[Any], ...]) -> None:

@@ -88,17 +88,18 @@ class Session:
     @classmethod
     async def _connect(cls, io: IoThread, settings: Settings) -> Session:
         settings.require_servers()
-        connecting = asyncio.gather(
+        store, bus = await asyncio.gather(
             EtcdStore.connect(settings),
             NatsBus.connect(settings, name="nbsched-client"),
             return_exceptions=True,
         )
-        store, bus = await connecting
-        if isinstance(store, BaseException) or isinstance(bus, BaseException):
-            for half in (store, bus):
-                if not isinstance(half, BaseException):
-                    await half.close()
-            raise store if isinstance(store, BaseException) else bus
+        if isinstance(store, BaseException):
+            if not isinstance(bus, BaseException):
+                await bus.close()
+            raise store
+        if isinstance(bus, BaseException):
+            await store.close()
+            raise bus
         try:
             names = Names(settings.namespace)
             key, *_ = await asyncio.gather(

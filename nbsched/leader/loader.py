@@ -54,9 +54,11 @@ class LogDecoder:
 
 async def load(
     record: JobRecord, *, bus: Bus, names: Names, decoder: LogDecoder, request_follows: bool
-) -> list[events.Event]:
-    """The events that rebuild a job, in order. Events that come twice do no harm."""
-    found: list[events.Event] = [events.JobAdded(record, request_follows)]
+) -> events.JobRebuilt:
+    """What rebuilds a job, in order. Outcomes and blocks that come twice do no harm."""
+    found: list[events.JobAdded | events.BlockStored | events.OutcomesRead] = [
+        events.JobAdded(record, request_follows)
+    ]
     if not record.inline:
         async for batch in bus.replay(names.inputs_log, names.job_inputs(record.id)):
             for entry in batch:
@@ -65,4 +67,4 @@ async def load(
     async for batch in bus.replay(names.results_log, subject):
         for entry in batch:
             found += decoder.outcomes(entry)
-    return found
+    return events.JobRebuilt(tuple(found))

@@ -249,6 +249,8 @@ class LeaderService:
                 self._ledger.save(command, self._position)
             case commands.DropRequest():
                 self._ledger.drop(command)
+            case commands.RebuildJob():
+                self._start(self._rebuild(command))
             case commands.ReleaseJob():
                 self._release(command)
             case commands.WakeAt():
@@ -287,6 +289,12 @@ class LeaderService:
             inline=inline,
         )
         self._outbox(command.worker).put(run)
+
+    async def _rebuild(self, command: commands.RebuildJob) -> None:
+        request = command.request
+        if not await self._watcher.rebuild(request):
+            log.warning("job=%s does not exist; a request for it is dropped", request.job)
+            self._ledger.drop(commands.DropRequest(request.job, request.id))
 
     def _release(self, command: commands.ReleaseJob) -> None:
         self._watcher.forget(command.job)

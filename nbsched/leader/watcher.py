@@ -79,10 +79,7 @@ class Watcher:
         self._inline_bytes -= len(self._inline.pop(job, b""))
 
     def feed_block(self, event: events.BlockStored) -> None:
-        if event.job in self._loading:
-            self._loading[event.job].append(event)
-        else:
-            self._feed(event)
+        self._feed_of(event.job, event)
 
     # ------------------------------------------------------------ reading everything
 
@@ -117,23 +114,18 @@ class Watcher:
                 ended.add(status.job)
             if remember is not None and not status.state.ended:
                 remember(status)
-        asked = {request.job for request in map(_request, requests.items) if request}
         records = [record for item in jobs.items if (record := _decode(item, JobRecord))]
-        open_jobs = [r for r in records if r.id not in ended or r.id in asked]
+        open_jobs = [record for record in records if record.id not in ended]
         limit = asyncio.Semaphore(_LOADS_AT_ONCE)
         await asyncio.gather(
-            *(
-                self._load(record, limit, request_follows=record.id in asked)
-                for record in open_jobs
-                if record.id not in self._jobs
-            )
+            *(self._load(record, limit) for record in open_jobs if record.id not in self._jobs)
         )
         for record in records:
             known = self._jobs.get(record.id)
             if known is not None and known != record:
                 await self._load(record, limit)
         for item in sorted(requests.items, key=lambda item: item.create_revision):
-            await self._on_request(item)
+            self._on_request(item)
         return members.revision
 
     def _compare_members(self, items: Sequence[KeyValue]) -> None:
@@ -148,21 +140,22 @@ class Watcher:
         record: JobRecord,
         limit: asyncio.Semaphore | None = None,
         *,
-        request_follows: bool = False,
+        request: Request | None = None,
     ) -> None:
-        """Rebuild a job. Blocks that arrive meanwhile are fed afterwards."""
-        self._loading.setdefault(record.id, [])
+        """Rebuild a job. The request, and what arrives meanwhile, is fed afterwards."""
+        waiting = self._loading.setdefault(record.id, [])
+        if request is not None:
+            waiting.append(_asked(request))
         try:
             async with limit or asyncio.Semaphore():
-                found = await loader.load(
+                rebuilt = await loader.load(
                     record,
                     bus=self._bus,
                     names=self._names,
                     decoder=self._decoder,
-                    request_follows=request_follows,
+                    request_follows=request is not None,
                 )
-            for event in found:
-                self._feed(event)
+            self._feed(rebuilt)
             self._jobs[record.id] = record
         finally:
             for event in self._loading.pop(record.id):
@@ -194,7 +187,7 @@ class Watcher:
         elif item.key.startswith(self._names.jobs):
             await self._on_job(item)
         elif item.key.startswith(self._names.requests):
-            await self._on_request(item)
+            self._on_request(item)
 
     def _on_deleted(self, key: str) -> None:
         if key.startswith(self._names.workers):
@@ -228,21 +221,29 @@ class Watcher:
         else:
             await self._load(record)
 
-    async def _on_request(self, item: KeyValue) -> None:
+    def _on_request(self, item: KeyValue) -> None:
         request = _request(item)
-        if request is None:
-            return
-        if request.job not in self._jobs:
-            stored = await self._store.get(self._names.job(request.job))
-            record = None if stored is None else _decode(stored, JobRecord)
-            if record is None:
-                log.warning("job=%s does not exist; a request for it is ignored", request.job)
-                return
-            await self._load(record, request_follows=True)
-        if isinstance(request, CancelRequest):
-            self._feed(events.CancelAsked(request))
+        if request is not None:
+            self._feed_of(request.job, _asked(request))
+
+    async def rebuild(self, request: Request) -> bool:
+        """Rebuild the job of a request, then feed the request; False: no such job."""
+        if request.job in self._loading:
+            self._feed_of(request.job, _asked(request))
+            return True
+        stored = await self._store.get(self._names.job(request.job))
+        record = None if stored is None else _decode(stored, JobRecord)
+        if record is None:
+            return False
+        await self._load(record, request=request)
+        return True
+
+    def _feed_of(self, job: JobId, event: events.Event) -> None:
+        """Feed an event of a job, after the job's own if that is being rebuilt."""
+        if job in self._loading:
+            self._loading[job].append(event)
         else:
-            self._feed(events.RetryAsked(request))
+            self._feed(event)
 
     def _keep_inline(self, job: JobId, data: bytes) -> None:
         if self._inline_bytes + len(data) <= _INLINE_CACHE_BYTES:
@@ -260,6 +261,12 @@ def _decode(item: KeyValue, kind: type[_R]) -> _R | None:
     except msgspec.DecodeError as error:
         log.warning("The record %s cannot be read and is ignored: %s", item.key, error)
         return None
+
+
+def _asked(request: Request) -> events.CancelAsked | events.RetryAsked:
+    if isinstance(request, CancelRequest):
+        return events.CancelAsked(request)
+    return events.RetryAsked(request)
 
 
 def _request(item: KeyValue) -> Request | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from nbsched.messages import BlockRef
-from nbsched.model import JobId, JobState, RequestId, TaskRange, WorkerId
+from nbsched.model import JobId, JobState, Request, RequestId, TaskRange, WorkerId
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,16 @@ class DropRequest:
 
 
 @dataclass(frozen=True)
+class RebuildJob:
+    """A request is for a job that is not in memory: it ended, or was never there.
+
+    Ends in `events.JobRebuilt` and then the request again, if there is such a job.
+    """
+
+    request: Request
+
+
+@dataclass(frozen=True)
 class ReleaseJob:
     """The job has ended: these workers may forget it."""
 
@@ -111,6 +121,7 @@ Command: TypeAlias = (
     | PublishLost
     | SaveStatus
     | DropRequest
+    | RebuildJob
     | ReleaseJob
     | WakeAt
 )

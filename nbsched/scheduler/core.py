@@ -19,6 +19,7 @@ from nbsched.scheduler.commands import (
     DropRequest,
     PublishCancelled,
     PublishLost,
+    RebuildJob,
     ReleaseJob,
     SaveStatus,
     StopOnWorker,
@@ -31,39 +32,45 @@ from nbsched.scheduler.workers import Worker
 
 def step(state: State, event: events.Event, now: float) -> list[Command]:
     """Apply one event. ``now`` is any clock in seconds that does not jump back."""
-    match event:
-        case events.JobAdded():
-            commands = _job_added(state, event)
-        case events.JobDeleted():
-            commands = _job_deleted(state, event.job)
-        case events.BlockStored():
-            commands = _block_stored(state, event)
-        case events.OutcomesRead():
-            commands = _outcomes_read(state, event, now)
-        case events.CancelAsked():
-            commands = _cancel_asked(state, event)
-        case events.RetryAsked():
-            commands = _retry_asked(state, event)
-        case events.WorkerJoined():
-            commands = _worker_joined(state, event)
-        case events.WorkerLost():
-            commands = _worker_lost(state, event.worker)
-        case events.ReportRead():
-            commands = _report_read(state, event.report)
-        case events.TasksRecalled():
-            commands = _tasks_recalled(state, event, now)
-        case events.SliceRefused():
-            commands = _slice_refused(state, event)
-        case events.RecoveryEnded():
-            state.recovering = False
-            commands = []
-        case events.TimePassed():
-            commands = _time_passed(state, now)
-        case _:
-            assert_never(event)
+    commands = _apply(state, event, now)
     commands += hand_out(state, now)
     commands += _notes(state, event)
     return commands
+
+
+def _apply(state: State, event: events.Event, now: float) -> list[Command]:
+    match event:
+        case events.JobAdded():
+            return _job_added(state, event)
+        case events.JobRebuilt():
+            return [done for past in event.history for done in _apply(state, past, now)]
+        case events.JobDeleted():
+            return _job_deleted(state, event.job)
+        case events.BlockStored():
+            return _block_stored(state, event)
+        case events.OutcomesRead():
+            return _outcomes_read(state, event, now)
+        case events.CancelAsked():
+            return _cancel_asked(state, event)
+        case events.RetryAsked():
+            return _retry_asked(state, event)
+        case events.WorkerJoined():
+            return _worker_joined(state, event)
+        case events.WorkerLost():
+            return _worker_lost(state, event.worker)
+        case events.ReportRead():
+            return _report_read(state, event.report)
+        case events.TasksRecalled():
+            return _tasks_recalled(state, event, now)
+        case events.SliceRefused():
+            return _slice_refused(state, event)
+        case events.RecoveryEnded():
+            state.recovering = False
+            return []
+        case events.TimePassed():
+            return _time_passed(state, now)
+        case _:
+            assert_never(event)
 
 
 # ---------------------------------------------------------------- jobs
@@ -170,7 +177,7 @@ def _cancel_asked(state: State, event: events.CancelAsked) -> list[Command]:
     request = event.request
     job = state.jobs.get(request.job)
     if job is None:
-        return []
+        return [RebuildJob(request)]
     job.request_follows = False
     to_publish = job.cancel(request.id, request.ranges)
     state.refresh_job(job)
@@ -186,7 +193,7 @@ def _retry_asked(state: State, event: events.RetryAsked) -> list[Command]:
     request = event.request
     job = state.jobs.get(request.job)
     if job is None:
-        return []
+        return [RebuildJob(request)]
     job.request_follows = False
     to_cancel = job.retry(request.id, request.ranges)
     state.refresh_job(job)
@@ -359,7 +366,14 @@ def _time_passed(state: State, now: float) -> list[Command]:
 def _notes(state: State, event: events.Event) -> list[Command]:
     """Say in the status why jobs wait, when members or jobs change."""
     if state.recovering or not isinstance(
-        event, (events.JobAdded, events.WorkerJoined, events.WorkerLost, events.RecoveryEnded)
+        event,
+        (
+            events.JobAdded,
+            events.JobRebuilt,
+            events.WorkerJoined,
+            events.WorkerLost,
+            events.RecoveryEnded,
+        ),
     ):
         return []
     changed: list[Command] = []

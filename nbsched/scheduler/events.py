@@ -44,6 +44,16 @@ class OutcomesRead:
 
 
 @dataclass(frozen=True)
+class JobRebuilt:
+    """A job was read from the store and the logs: these events bring it up to date.
+
+    Nothing is handed out in between, or tasks that have ended would run again.
+    """
+
+    history: tuple[JobAdded | BlockStored | OutcomesRead, ...]
+
+
+@dataclass(frozen=True)
 class CancelAsked:
     request: CancelRequest
 
@@ -110,6 +120,7 @@ class TimePassed:
 Event: TypeAlias = (
     JobAdded
     | JobDeleted
+    | JobRebuilt
     | BlockStored
     | OutcomesRead
     | CancelAsked

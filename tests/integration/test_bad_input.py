@@ -43,12 +43,16 @@ def test_nats_that_is_not_there(cluster: LocalCluster) -> None:
 
 
 def test_nats_without_jetstream(cluster: LocalCluster, tmp_path: Path) -> None:
-    with NatsServer(tmp_path, jetstream=False) as server:
+    server = NatsServer(tmp_path, jetstream=False)
+    server.start()
+    try:
         arguments = _arguments(
             cluster, nats=[server.url], nats_user=None, nats_password=None, connect_timeout_s=2.0
         )
         with pytest.raises(errors.JetStreamMissingError, match="-js"):
             Cluster(**arguments)  # type: ignore[arg-type]
+    finally:
+        server.stop()
 
 
 def test_only_one_of_the_servers_configured(monkeypatch: pytest.MonkeyPatch) -> None:

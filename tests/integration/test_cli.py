@@ -11,8 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import nbsched
+from nbsched import demo
+from nbsched.cli import main
 from nbsched.local import runtime
 from nbsched.local.cluster import stop_shared
 from nbsched.settings import Settings
@@ -193,7 +196,19 @@ def test_cancel_stops_a_running_job(run: Run) -> None:
     assert answer.stdout == f"Job {running.id} has ended already: cancelled.\n"
 
 
-def test_demo_prints_its_totals(run: Run) -> None:
-    serial, spread = run("demo", "--serial", "--json"), run("demo", "--json")
-    assert serial.returncode == spread.returncode == 0, spread.stderr
-    assert json.loads(serial.stdout) == json.loads(spread.stdout)
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], {"serial": False, "as_json": False}),
+        (["--serial", "--json"], {"serial": True, "as_json": True}),
+    ],
+)
+def test_demo_passes_its_options_on(
+    arguments: list[str], expected: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the demo does with them is tested with it: it takes its time."""
+    seen: list[dict[str, bool]] = []
+    monkeypatch.setattr(demo, "run", lambda **options: seen.append(options))
+    answer = CliRunner().invoke(main, ["demo", *arguments])
+    assert answer.exit_code == 0
+    assert seen == [expected]

@@ -562,6 +562,43 @@ def test_a_late_interrupt_never_hits_the_neighbour() -> None:
     run(scenario())
 
 
+def test_a_signal_that_names_no_run_hits_nobody() -> None:
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    rng = random.Random(seed)
+
+    async def scenario() -> None:
+        async with bench() as b:
+            await b.finish(b.job(lambda x: x))
+            job = b.job(lambda x: sum(range(x)), range(20_000, 20_500))
+            await b.run(job)
+            sent = 0
+            while b.done(job) < job.count:
+                os.kill(kernel_of(b), signal.SIGINT)
+                sent += 1
+                await asyncio.sleep(rng.uniform(0, 0.001))
+            assert sent > 50
+            assert job.states() == [OK] * job.count
+
+    run(scenario())
+
+
+def test_a_task_that_closes_everything_costs_only_itself() -> None:
+    async def scenario() -> None:
+        def close(x: int) -> int:
+            if x == 1:
+                os.closerange(3, 200)
+                time.sleep(60)
+            return x
+
+        async with bench() as b:
+            job = await b.finish(b.job(close, range(3), max_crashes=1))
+            assert job.states() == [OK, FAILED, OK]
+            failed_with(job.error(1), "TaskCrashedError")
+
+    run(scenario())
+
+
 def test_a_task_out_of_time_is_stopped_with_its_cause() -> None:
     async def scenario() -> None:
         async with bench() as b:

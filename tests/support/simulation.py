@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass, field
 
 from nbsched.messages import Held, Outcome, OutcomeState, WorkerReport
-from nbsched.model import JobId, JobRecord, TaskRange, Term, WorkerId
+from nbsched.model import CancelRequest, JobId, JobRecord, Request, TaskRange, Term, WorkerId
 from nbsched.scheduler import commands, events
 from nbsched.scheduler.core import step
 from nbsched.scheduler.state import State
@@ -68,8 +68,11 @@ class World:
     executions: dict[tuple[JobId, int], int] = field(default_factory=dict)
     slices: list[commands.SendSlice] = field(default_factory=list)
     wakes: list[float] = field(default_factory=list)
+    records: dict[JobId, JobRecord] = field(default_factory=dict)
 
     def feed(self, event: events.Event) -> None:
+        if isinstance(event, events.JobAdded):
+            self.records[event.record.id] = event.record
         for command in step(self.state, event, self.now):
             self._carry_out(command)
         self.check()
@@ -130,8 +133,22 @@ class World:
                 self.dropped.append(command.request)
             case commands.WakeAt():
                 self.wakes.append(command.time)
+            case commands.RebuildJob():
+                self.rebuild(command.request)
             case commands.ReleaseJob():
                 pass
+
+    def rebuild(self, request: Request) -> None:
+        """Read a job that has ended from its record and the log, then ask again."""
+        past = tuple(
+            events.OutcomesRead(job, worker, (outcome,))
+            for job, worker, outcome in self.log[: self.read]
+            if job == request.job
+        )
+        added = events.JobAdded(self.records[request.job], request_follows=True)
+        self.feed(events.JobRebuilt((added, *past)))
+        asked = events.CancelAsked if isinstance(request, CancelRequest) else events.RetryAsked
+        self.feed(asked(request))
 
     def _recall(self, command: commands.RecallFromWorker) -> None:
         worker = self.workers.get(command.worker)

@@ -234,17 +234,17 @@ def test_a_retry_that_overtakes_its_outcome_is_remembered() -> None:
 
 def test_an_ended_job_is_opened_again_by_a_retry() -> None:
     world = _world(1)
-    record = job_record(total=1)
-    world.feed(events.JobAdded(record))
-    world.finish_one(_worker(world, "w0"), OutcomeState.FAILED)
+    world.feed(events.JobAdded(job_record(total=2)))
+    worker = _worker(world, "w0")
+    world.finish_one(worker, OutcomeState.FAILED)
+    world.read_log()
+    world.finish_one(worker)
     world.read_log()
     assert world.state.jobs == {}
-    world.feed(events.JobAdded(record, request_follows=True))
-    world.read = 0
-    world.read_log()
     _retry(world, TaskRange(0, 1, 1))
     world.settle()
-    assert world.final_outcomes("j") == {0: OutcomeState.OK}
+    assert world.final_outcomes("j") == {0: OutcomeState.OK, 1: OutcomeState.OK}
+    assert world.executions == {(J, 0): 2, (J, 1): 1}
     assert world.statuses[-1].state is JobState.SUCCEEDED
 
 
