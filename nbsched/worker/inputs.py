@@ -205,9 +205,10 @@ class InputCache:
                 self._keep(key, await self._read_block(piece, ref))
         except (MissingInputError, AuthenticationError, msgspec.DecodeError) as error:
             log.warning("input missing job=%s block=%s: %s", key[0], key[1], error)
-            self._fetches.pop(key, None)
             self._on_missing(piece, ref, str(error))
-            return
+        except Exception as error:  # its tasks must not wait for ever
+            log.exception("input cannot be read job=%s block=%s", key[0], key[1])
+            self._on_missing(piece, ref, f"{type(error).__name__}: {error}")
         finally:
             self._fetches.pop(key, None)
         self._on_loaded()

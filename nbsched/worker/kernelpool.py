@@ -82,6 +82,7 @@ class KernelPool:
         """Start the kernels; they may be fed at once."""
         for _ in range(self._cpus):
             self._spawn()
+        self.feed()
 
     async def stop(self) -> None:
         """Kill all kernels and wait for their end."""
@@ -359,6 +360,13 @@ class KernelPool:
     def _ended_by_death(
         self, piece: Piece, death: Death, elapsed_s: float, timed_out: bool
     ) -> None:
+        log.warning(
+            "job=%s task=%d attempt=%d ended its kernel: %s",
+            piece.job,
+            piece.start,
+            piece.attempt,
+            "out of time" if timed_out else death.cause,
+        )
         limit = piece.timed_out_after_s or piece.brief.task_timeout_s or 0.0
         if timed_out and self._inputs.may_retry(piece.job):
             # Only a kernel may unpickle the policy, so a fresh one is asked.

@@ -78,8 +78,9 @@ class KernelProcess:
 
     def interrupt(self) -> None:
         """SIGINT, to the kernel alone. Aim with the shared state first."""
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGINT)
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGINT)
 
     def kill(self) -> None:
         """SIGKILL, to it and to what its tasks started in its session."""
@@ -101,23 +102,34 @@ class KernelProcess:
             self._socket.transport.write(data)
 
     async def _live(self, ours: socket.socket, output: int) -> None:
-        await self._loop.create_unix_connection(lambda: self._socket, sock=ours)
-        await self._loop.connect_read_pipe(lambda: self._output, os.fdopen(output, "rb", 0))
-        for data in self._unsent:
-            self._write(data)
-        self._unsent.clear()
+        try:
+            await self._connect(ours, output)
+        except Exception:  # then nobody could talk to it; its death tells the rest
+            log.exception("kernel pid=%d cannot be reached", self.pid)
+            self.kill()
         try:
             await _dead(self._process)
         finally:
             self._bury()
-        last_words = (self._socket.closed, self._output.closed)
-        await asyncio.wait(last_words, timeout=_LAST_WORDS_S)
+        last_words = [end.closed for end in (self._socket, self._output) if end.transport]
+        if last_words:
+            await asyncio.wait(last_words, timeout=_LAST_WORDS_S)
         self._close()
         code = self._process.returncode
         assert code is not None, "it is dead and reaped"
         grown = oom_kills() > self._oom_kills
         self._on_death(Death(code, self._output.tail(), grown and not self._killed))
         self.state.close()
+
+    async def _connect(self, ours: socket.socket, output: int) -> None:
+        pipe = os.fdopen(output, "rb", 0)
+        await self._loop.create_unix_connection(lambda: self._socket, sock=ours)
+        # A kernel that hangs up without dying (a task may close anything) is of no use.
+        self._socket.closed.add_done_callback(lambda _: self.kill())
+        await self._loop.connect_read_pipe(lambda: self._output, pipe)
+        for data in self._unsent:
+            self._write(data)
+        self._unsent.clear()
 
     def _bury(self) -> None:
         """Kill what its tasks left running in its session, then reap it.

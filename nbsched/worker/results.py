@@ -92,6 +92,11 @@ class ResultPublisher:
             # Not this instant: what the same callback adds goes into the same message.
             asyncio.get_running_loop().call_soon(self._send, job, outgoing)
 
+    @property
+    def _limit(self) -> int:
+        """Bytes of a body in one message; the header needs room beside it."""
+        return max(1024, min(self._message_bytes, self._bus.max_payload - 2 * _META_BYTES))
+
     async def close(self) -> None:
         """Give up on what is not acknowledged: the leader runs it again."""
         tasks = list(self._tasks)
@@ -115,7 +120,7 @@ class ResultPublisher:
             outcome, body = outgoing.waiting[0]
             body_bytes += len(body)
             meta_bytes += 64 + 5 * len(outcome.sizes)
-            if batch and (body_bytes > self._message_bytes or meta_bytes > _META_BYTES):
+            if batch and (body_bytes > self._limit or meta_bytes > _META_BYTES):
                 break
             batch.append(outgoing.waiting.popleft())
         return batch
@@ -140,7 +145,7 @@ class ResultPublisher:
         self, job: JobId, subject: str, outcomes: tuple[Outcome, ...], body: bytes
     ) -> int:
         parts, token = 0, ""
-        if len(body) > self._message_bytes:
+        if len(body) > self._limit:
             token = secrets.token_hex(8)
             parts = await self._append_parts(job, subject, token, body)
         meta = messages.encode(OutcomeBatch(self._worker, outcomes, parts, token))
@@ -160,9 +165,10 @@ class ResultPublisher:
 
     async def _append_parts(self, job: JobId, subject: str, token: str, body: bytes) -> int:
         view = memoryview(body)
-        starts = range(0, len(body), self._message_bytes)
+        limit = self._limit
+        starts = range(0, len(body), limit)
         for part, start in enumerate(starts):
-            piece = bytes(view[start : start + self._message_bytes])
+            piece = bytes(view[start : start + limit])
             meta = messages.encode(OutcomePart(token, part))
             content = Envelope(Kind.OUTCOME, self._names.namespace, job, meta=meta)
             await self._insist(subject, envelope.write(self._key, content, piece), piece)
@@ -182,6 +188,8 @@ class ResultPublisher:
                         self._refused += 1
                 except ConnectError as error:
                     log.warning("outcomes cannot be published, trying again: %s", error)
+                except Exception:  # whatever it is, an outcome is not to be lost by it
+                    log.exception("outcomes cannot be published, trying again")
                 await asyncio.sleep(_TRY_AGAIN_S)
         finally:
             if refused:

@@ -106,10 +106,10 @@ class WorkerService:
     # ------------------------------------------------------------ life
 
     async def start(self) -> None:
-        """Start the kernels, listen for commands, begin to report."""
-        self._pool.start()
+        """Listen for commands, start the kernels, begin to report."""
         subject = self._names.to_worker(self._id)
         self._subscription = await self._bus.subscribe(subject, self._on_message)
+        self._pool.start()
         self._reporter.start()
 
     async def drain(self, timeout_s: float | None) -> None:
