@@ -7,11 +7,7 @@ import secrets
 import pytest
 
 from support.etcd import etcd_server, private_etcd
-
-try:
-    from support.nats import nats_server
-except ModuleNotFoundError:
-    nats_server = None
+from support.nats import nats_server
 
 __all__ = ["etcd_server", "namespace", "nats_server", "private_etcd"]
 

@@ -29,6 +29,7 @@ Attempt = Callable[[Endpoint, How], Awaitable[T]]
 
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 0.5
+_SETTLE_S = 0.05
 _REFUSED_VERSIONS = ((3, 5, 0), (3, 5, 2))
 _RPC_ERRORS = (grpc.aio.AioRpcError, etcd_errors.StreamEndedError)
 
@@ -100,6 +101,9 @@ class EtcdCalls:
         await self.closing.close()
         for endpoint in self.endpoints:
             await endpoint.close()
+        # The ends of cancelled calls are on their way from gRPC's threads. If the event
+        # loop were closed first, gRPC would fail in the next loop, with noise on stderr.
+        await asyncio.sleep(_SETTLE_S)
 
     # ------------------------------------------------------------ failover
 

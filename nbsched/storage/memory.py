@@ -286,7 +286,9 @@ class MemoryStore:
                 break
         return done
 
-    async def watch(self, prefix: str, from_revision: int) -> AsyncGenerator[Sequence[WatchEvent], None]:
+    async def watch(
+        self, prefix: str, from_revision: int
+    ) -> AsyncGenerator[Sequence[WatchEvent], None]:
         check_watch(prefix, from_revision)
         waiter = _Waiter()
         self.server.add_waiter(waiter)

@@ -15,7 +15,7 @@ import pytest
 from nbsched.errors import ConfigurationError, ConnectError, StoreUnreachableError
 from nbsched.local.binaries import version_of
 from nbsched.settings import Settings
-from nbsched.storage import Absent, Commit, Put, WatchEndedError
+from nbsched.storage import Absent, Commit, Put, WatchEndedError, etcd_endpoints
 from nbsched.storage.etcd import EtcdStore
 from nbsched.storage.etcd_calls import EtcdCalls, may_corrupt
 from nbsched.storage.etcd_endpoints import open_endpoints
@@ -203,13 +203,33 @@ def test_watch_moves_on_when_its_server_is_gone(
     private_etcd: EtcdServer, etcd_server: EtcdServer
 ) -> None:
     async def main() -> None:
+        async with connected(etcd_server.endpoint) as other:
+            start = (await other.list(ROOT)).revision + 1
         async with connected(private_etcd.endpoint, etcd_server.endpoint) as store:
             private_etcd.kill()
             with pytest.raises(WatchEndedError, match=private_etcd.endpoint):
-                await anext(store.watch(ROOT, 1))
-            watch = store.watch(ROOT, 1)
+                await anext(store.watch(ROOT, start))
+            watch = store.watch(ROOT, start)
             await store.commit([], [Put(KEY, b"")])
             assert await asyncio.wait_for(anext(watch), WITHIN_S)
+
+    run(main())
+
+
+def test_frozen_server_ends_watches(
+    private_etcd: EtcdServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(etcd_endpoints, "_KEEPALIVE_S", 1)
+    monkeypatch.setattr(etcd_endpoints, "_KEEPALIVE_TIMEOUT_S", 1)
+
+    async def main() -> None:
+        async with connected(private_etcd.endpoint) as store:
+            done = await store.commit([], [Put(KEY, b"")])
+            watch = store.watch(ROOT, done.revision)
+            await anext(watch)
+            private_etcd.freeze()
+            with pytest.raises(WatchEndedError, match=private_etcd.endpoint):
+                await asyncio.wait_for(anext(watch), WITHIN_S)
 
     run(main())
 
