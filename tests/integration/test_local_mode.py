@@ -22,6 +22,7 @@ import msgspec
 import nats
 import pytest
 
+from nbsched import Cluster, LocalCluster
 from nbsched.errors import ConfigurationError, LocalClusterError
 from nbsched.local import cluster, etcdserver, home, natsserver, runtime
 from nbsched.local.cluster import PrivateCluster, join_or_start, start_private, stop_shared
@@ -504,6 +505,39 @@ def test_killed_supervisor_leaves_no_process(settings: Settings, background: boo
         assert not folder.exists()
     else:
         eventually(lambda: all(gone(pid) for pid in pids))
+
+
+def test_kernel_dies_with_a_killed_supervisor(settings: Settings, tmp_path: Path) -> None:
+    with LocalCluster(workers=1, cpus=1) as local:
+        kernel = pid_of_busy_kernel(local, tmp_path / "pid")
+        pids = [pid for kind in local.pids().values() for pid in kind]
+        os.kill(local.pids()["supervisor"][0], signal.SIGKILL)
+        eventually(lambda: all(gone(pid) for pid in [*pids, kernel]))
+
+
+def test_stop_does_not_wait_for_a_long_task_and_leaves_no_kernel(
+    settings: Settings, tmp_path: Path
+) -> None:
+    with Cluster() as local:
+        kernel = pid_of_busy_kernel(local, tmp_path / "pid")
+        started = time.monotonic()
+        assert stop_shared(settings)
+        assert time.monotonic() - started < 15
+    eventually(lambda: gone(kernel))
+
+
+def pid_of_busy_kernel(local: Cluster, note: Path) -> int:
+    """Start a task of a minute; the pid of the kernel that runs it."""
+
+    def be_busy(path: str) -> None:
+        with open(f"{path}.draft", "w") as file:
+            file.write(str(os.getpid()))
+        os.replace(f"{path}.draft", path)
+        time.sleep(60)
+
+    local.submit(be_busy, str(note))
+    eventually(note.exists)
+    return int(note.read_text())
 
 
 PRIVATE = """
