@@ -131,15 +131,25 @@ def test_a_finished_neighbour_does_not_wait_for_a_long_task() -> None:
     run(scenario())
 
 
-def test_neighbours_of_a_long_task_move_to_the_other_kernel() -> None:
+def test_neighbours_of_a_long_task_move_to_the_other_kernel_and_run_once(tmp_path: Path) -> None:
     async def scenario() -> None:
+        def note(x: int) -> None:
+            if x == 0:
+                time.sleep(60)
+            with (tmp_path / "ran").open("a") as file:
+                file.write(f"{x} ")
+
         async with bench(cpus=2) as b:
-            job = b.job(lambda x: time.sleep(60 if x == 0 else 0), range(20), chunksize=20)
+            job = b.job(note, range(20), chunksize=20)
             await b.run(job)
             await true(lambda: b.done(job) == 19, "the others ran elsewhere")
             await b.stop(job, 0, 1)
             await b.ended(job)
             assert job.states() == [CANCELLED] + [OK] * 19
+            # Both kernels have read all that they were given when they have run these.
+            await b.finish(b.job(lambda x: time.sleep(0.05), range(4)))
+            ran = (tmp_path / "ran").read_text().split()
+            assert sorted(map(int, ran)) == list(range(1, 20))
 
     run(scenario())
 
@@ -419,7 +429,7 @@ def test_kernels_die_with_their_daemon(tmp_path: Path) -> None:
     tests = str(Path(__file__).parent.parent)
     with subprocess.Popen(
         [sys.executable, str(script)],
-        env={**os.environ, "PYTHONPATH": tests},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([tests, *sys.path])},
         stdout=subprocess.PIPE,
         text=True,
     ) as daemon:
