@@ -179,6 +179,8 @@ class Session:
         snapshot = await self.store.list(self.names.workers)
         records = (_decode(item.value, WorkerRecord) for item in snapshot.items)
         self.members = {record.id: record for record in records if record is not None}
+        for tracker in list(self._trackers.values()):
+            tracker.keep_workers(self.members)
         candidates = await self.store.list(self.names.candidates)
         self.leader = _leading(candidates)
         self._members_changed.set()

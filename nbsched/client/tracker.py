@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nbsched.client.delivery import delivery
@@ -100,6 +100,12 @@ class JobTracker:
                 future = self._futures.get(index)
                 if future is not None and self._pending(index):
                     future._mark_running()
+
+    def keep_workers(self, members: Collection[WorkerId]) -> None:
+        """Workers that are not there any more run nothing."""
+        with self.changed:
+            for worker in set(self._running) - set(members):
+                del self._running[worker]
 
     def fail(self, error: BaseException) -> None:
         """Nothing more will come. Waiting calls raise ``error``."""
@@ -251,7 +257,10 @@ class JobTracker:
 
     def progress(self) -> Progress:
         with self.changed:
-            running = {i for some in self._running.values() for i in some if self._pending(i)}
+            # By count, not by index: a report is up to 0.2 s old, and short tasks that
+            # it names have made room for others since.
+            pending = self._store.count(TaskState.PENDING) - self._store.retrying
+            running = min(pending, sum(map(len, self._running.values())))
             ended = self._ended if self._ended is not None else time.monotonic()
             return Progress(
                 job=self.id,
@@ -261,11 +270,11 @@ class JobTracker:
                 ok=self._store.count(TaskState.OK),
                 failed=self._store.count(TaskState.FAILED),
                 cancelled=self._store.count(TaskState.CANCELLED),
-                running=len(running),
+                running=running,
                 retrying=self._store.retrying,
                 elapsed_s=max(0.0, ended - self._started),
                 workers=len(self._running),
-                state=self._state_name(bool(running)),
+                state=self._state_name(running > 0),
                 note=self.note,
             )
 

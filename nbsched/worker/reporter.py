@@ -19,7 +19,13 @@ log = logging.getLogger(__name__)
 
 _INTERVAL_S = 0.2
 """At most five reports a second; the last change is always reported."""
+_LOOK_S = 0.02
+"""While tasks are held, how often to look whether others run than were reported: a
+kernel says that in shared memory, not by a message."""
 _HEARTBEAT_S = 5.0
+
+
+_Essence = frozenset[tuple[str, int, int]]
 
 
 class Reporter:
@@ -34,6 +40,7 @@ class Reporter:
         self._make_report = make_report
         self._changed = asyncio.Event()
         self._urgent = asyncio.Event()
+        self._told: _Essence = frozenset()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -50,6 +57,7 @@ class Reporter:
         self._changed.clear()
         self._urgent.clear()
         report = self._make_report()
+        self._told = _essence(report)
         data = self._wire.seal(Kind.REPORT, report, report.term)
         try:
             await self._bus.publish(self._names.reports, data)
@@ -68,13 +76,38 @@ class Reporter:
                 await self.report()
             except Exception:  # supervised: a worker that is silent counts as lost
                 log.exception("a report could not be made")
-            sent_at = time.monotonic()
-            await _set_within(self._changed, _HEARTBEAT_S)
-            await _set_within(self._urgent, sent_at + _INTERVAL_S - time.monotonic())
+            await self._until_due(time.monotonic())
+
+    async def _until_due(self, sent_at: float) -> None:
+        """Wait until something new may be told, or the heartbeat is due."""
+        while not self._urgent.is_set():
+            elapsed = time.monotonic() - sent_at
+            if elapsed >= _HEARTBEAT_S:
+                return
+            report = self._make_report()
+            now = _essence(report)
+            news = now != self._told or self._changed.is_set()
+            begins = bool(now) and not self._told
+            if news and (begins or elapsed >= _INTERVAL_S):
+                return
+            look_s = _LOOK_S if report.held or news else _HEARTBEAT_S - elapsed
+            await _first_set(self._urgent, self._changed, timeout_s=look_s)
 
 
-async def _set_within(event: asyncio.Event, timeout_s: float) -> None:
-    """Wait until the event is set, or for the time."""
-    if timeout_s > 0:
-        with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(event.wait(), timeout_s)
+def _essence(report: WorkerReport) -> _Essence:
+    """Which tasks run, by job, index and round."""
+    return frozenset(
+        (held.job, held.start, held.round) for held in report.held if held.running_for_s is not None
+    )
+
+
+async def _first_set(urgent: asyncio.Event, changed: asyncio.Event, timeout_s: float) -> None:
+    """Wait for an event, or for the time. A change that is known already only waits."""
+    waits = [asyncio.ensure_future(urgent.wait())]
+    if not changed.is_set():
+        waits.append(asyncio.ensure_future(changed.wait()))
+    try:
+        await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
