@@ -8,6 +8,7 @@ servers' clients, starts quickly.
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from nbsched.client.futures import as_completed as as_completed
     from nbsched.client.futures import wait as wait
     from nbsched.client.mapfuture import MapFuture as MapFuture
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _HOMES = {
     "Cluster": "nbsched.client.cluster",

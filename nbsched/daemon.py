@@ -66,10 +66,11 @@ class Daemon:
         worker_id = new_worker_id(host)
         names = Names(settings.namespace)
         store, bus = await _connect(settings, f"nbsched-worker {worker_id}")
+        copies = settings.stream_replicas
         key, *_ = await asyncio.gather(
             clusterkey.obtain(store, names, settings),
-            bus.ensure_log(names.inputs_log, names.all_inputs),
-            bus.ensure_log(names.results_log, names.all_results),
+            bus.ensure_log(names.inputs_log, names.all_inputs, replicas=copies),
+            bus.ensure_log(names.results_log, names.all_results, replicas=copies),
         )
         record = WorkerRecord(
             id=worker_id,

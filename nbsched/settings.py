@@ -24,6 +24,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+_SECRETS = {"etcd_password", "nats_password", "nats_token"}
+
 ProgressMode = Literal["auto", "text", "off"]
 
 
@@ -67,6 +69,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Items are uploaded in blocks of about this size."""
     message_bytes: int = 512 * 1024
     """Larger payloads are cut: half of what NATS takes at its default limit."""
+    stream_replicas: int = 1
+    """Copies of the two JetStream logs, for whoever creates them: 3 on a NATS cluster."""
     max_result_bytes: int = 1024**3
     """A result over this limit is an error of its task."""
     progress: ProgressMode = "auto"
@@ -75,10 +79,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def __post_init__(self) -> None:
         check_id(self.namespace, "namespace")
+        if self.stream_replicas not in range(1, 6):
+            raise ConfigurationError(
+                f"stream_replicas is {self.stream_replicas}; JetStream keeps 1 to 5 copies."
+            )
         for name in self.__struct_fields__:
             value = getattr(self, name)
             if name.endswith(("_s", "_bytes")) and not value > 0:
                 raise ConfigurationError(f"{name} is {value!r}; it must be greater than 0.")
+
+    def __repr__(self) -> str:
+        """Only what is set, and no secret: a repr ends up in notebooks and logs."""
+        shown = []
+        for field in msgspec.structs.fields(self):
+            value = getattr(self, field.name)
+            if value != field.default:
+                text = "'…'" if field.name in _SECRETS and value else repr(value)
+                shown.append(f"{field.name}={text}")
+        return f"Settings({', '.join(shown)})"
 
     @property
     def connected(self) -> bool:

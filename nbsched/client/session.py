@@ -102,10 +102,11 @@ class Session:
             raise bus
         try:
             names = Names(settings.namespace)
+            copies = settings.stream_replicas
             key, *_ = await asyncio.gather(
                 clusterkey.obtain(store, names, settings),
-                bus.ensure_log(names.inputs_log, names.all_inputs),
-                bus.ensure_log(names.results_log, names.all_results),
+                bus.ensure_log(names.inputs_log, names.all_inputs, replicas=copies),
+                bus.ensure_log(names.results_log, names.all_results, replicas=copies),
             )
             session = cls(io, settings, store, bus, key)
             await session._begin()

@@ -68,8 +68,9 @@ class Bus(Protocol):
     async def subscribe(self, subject: str, handler: Handler) -> Subscription:
         """Call ``handler`` for each message, one after another, in order."""
 
-    async def ensure_log(self, log: str, subjects: str) -> None:
-        """Create the log that keeps ``subjects`` (a wildcard), unless it exists."""
+    async def ensure_log(self, log: str, subjects: str, *, replicas: int = 1) -> None:
+        """Create the log that keeps ``subjects`` (a wildcard), in so many copies, unless
+        it exists."""
 
     async def append(self, subject: str, header: bytes, data: bytes) -> int:
         """Store a message in the log of its subject; returns its sequence number when
