@@ -19,7 +19,7 @@ import msgspec
 
 from nbsched.client.session import Session
 from nbsched.client.tracker import JobTracker
-from nbsched.errors import NbschedError
+from nbsched.errors import NbschedError, StoreUnreachableError
 from nbsched.messages import BlockRef
 from nbsched.model import CancelRequest, JobRecord, to_json
 from nbsched.names import new_request_id
@@ -104,7 +104,15 @@ class Upload:
         changes = [Put(key, to_json(record))]
         if inline is not None:
             changes.append(Put(names.inline_input(record.id), inline))
-        commit = await self._session.store.commit([Absent(key)], changes)
+        try:
+            commit = await self._session.store.commit([Absent(key)], changes)
+        except StoreUnreachableError:
+            # The connection broke: whether the job was committed can only be read.
+            stored = await self._session.store.get(key)
+            if stored is None or stored.value != to_json(record):
+                raise
+            self._revision = stored.mod_revision
+            return
         if not commit.succeeded:
             raise NbschedError(f"A job {record.id} exists already. Submit again.")
         self._revision = commit.revision
@@ -144,8 +152,13 @@ class Upload:
     async def _write_sealed(self) -> None:
         key = self._session.names.job(self._record.id)
         guard = ModifiedAt(key, self._revision)
-        commit = await self._session.store.commit([guard], [Put(key, to_json(self._record))])
-        if not commit.succeeded:
+        sealed = Put(key, to_json(self._record))
+        try:
+            commit = await self._session.store.commit([guard], [sealed])
+            written = commit.succeeded
+        except StoreUnreachableError:
+            written = False  # or it was, and only the answer is missing
+        if not written:
             stored = await self._session.store.get(key)
             if stored is None or stored.value != to_json(self._record):
                 raise NbschedError(f"The record of job {self._record.id} was changed or deleted.")

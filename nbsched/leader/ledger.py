@@ -1,12 +1,14 @@
 """The leader's writes to etcd: job status, and requests that have been carried out.
 
-Every write is one transaction guarded by the leader's own key. Writes are gathered
-for a moment, so that a short job costs one status write and not two.
+Every write is one transaction guarded by the leader's own key. That a job was taken on
+waits for a moment, so that a short job costs one status write and not two; that it has
+ended is written at once.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 
@@ -34,6 +36,7 @@ class Ledger:
         self._waiting: dict[str, Change] = {}
         self._accepted: dict[JobId, tuple[float, int]] = {}
         self._wake = asyncio.Event()
+        self._urgent = asyncio.Event()
 
     def remember(self, status: JobStatus) -> None:
         """Keep what an earlier leader wrote of a job."""
@@ -57,6 +60,8 @@ class Ledger:
         if command.state.ended:
             del self._accepted[command.job]
         self._enter(Put(self._names.status(command.job), to_json(status)))
+        if command.state.ended:
+            self._urgent.set()
 
     def drop(self, command: DropRequest) -> None:
         self._enter(Delete(self._names.request(command.job, command.request)))
@@ -70,7 +75,9 @@ class Ledger:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            await asyncio.sleep(GATHER_S)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._urgent.wait(), GATHER_S)
+            self._urgent.clear()
             while self._waiting:
                 keys = list(self._waiting)[:_MOST_CHANGES]
                 await self._write([self._waiting.pop(key) for key in keys])
