@@ -37,7 +37,7 @@ _ASCII_MARKS = {
 }
 # What is dropped last stands first.
 _RANKS = (
-    "done", "state", "failed", "cancelled", "note", "left", "running", "elapsed", "retrying",
+    "done", "state", "failed", "cancelled", "note", "bar", "left", "running", "elapsed", "retrying",
     "rate", "queued",
 )  # fmt: skip
 
@@ -62,12 +62,14 @@ def line(progress: Progress, width: int = 80, *, ascii_only: bool = False) -> st
             return text
         if bar_cells > _LEAST_BAR_CELLS:
             bar_cells = max(_LEAST_BAR_CELLS, bar_cells - excess)
-        elif len(fields) > 2:
-            del fields[max(fields, key=_RANKS.index)]
-        elif bar_cells:
+            continue
+        least = max([*fields, "bar"] if bar_cells else fields, key=_RANKS.index)
+        if least == "bar":
             bar_cells = 0
-        else:
+        elif least == "state" or len(fields) == 1:
             return shorten(text, width, ascii_only=ascii_only)
+        else:
+            del fields[least]
 
 
 def summary(progress: Progress, kind: str = "MapFuture") -> str:
@@ -105,21 +107,28 @@ def apportion(counts: list[int], width: int) -> list[int]:
 
 
 def cells(text: str) -> int:
-    """Columns that ``text`` takes in a terminal: East Asian wide characters take two."""
-    return sum(
-        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
-        for c in text
-    )
+    """Columns that ``text`` takes in a terminal."""
+    return len(text) if text.isascii() else sum(map(_cells_of, text))
+
+
+def _cells_of(character: str) -> int:
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
 def shorten(text: str, width: int, *, ascii_only: bool = False) -> str:
     """``text`` cut to ``width`` cells, with an ellipsis when something is missing."""
     if cells(text) <= width:
         return text
+    kept, left = 0, width - 1
+    for character in text:
+        left -= _cells_of(character)
+        if left < 0:
+            break
+        kept += 1
     mark = "~" if ascii_only else "…"
-    while text and cells(text) + 1 > width:
-        text = text[:-1]
-    return (text.rstrip() + mark)[: max(width, 0)]
+    return text[:kept].rstrip() + mark if width > 0 else ""
 
 
 def _fields(progress: Progress, ascii_only: bool) -> dict[str, str]:

@@ -1,0 +1,244 @@
+"""The display in a real kernel: a widget while the job runs, and a clean file afterwards."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator
+from queue import Empty
+from typing import Any
+
+import nbformat
+import pytest
+from jupyter_client.blocking import BlockingKernelClient
+from jupyter_client.manager import KernelManager
+from nbclient import NotebookClient
+
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+TIMEOUT_S = 60
+
+JOB = '''
+import threading, time
+import nbsched.display
+from nbsched.client.progress import Progress, shown_while_waiting, view_factory
+
+class Job:
+    """Ends tasks by itself, one after another, until it is done or cancelled."""
+
+    def __init__(self, id, total, task_s):
+        self.id, self.total, self.task_s = id, total, task_s
+        self.ended, self.cancelled, self.clicked_in = 0, 0, None
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def _work(self):
+        while self.ended + self.cancelled < self.total:
+            time.sleep(self.task_s)
+            if not self.cancelled:
+                self.ended += 1
+
+    @property
+    def progress(self):
+        done = self.ended + self.cancelled >= self.total
+        state = "cancelled" if self.cancelled else "succeeded" if done else "running"
+        return Progress(job=self.id, name="f", total=self.total, uploaded=self.total,
+                        ok=self.ended, cancelled=self.cancelled, elapsed_s=1.0, state=state)
+
+    def cancel(self):
+        self.clicked_in = threading.current_thread().name
+        self.cancelled = self.total - self.ended
+        return True
+
+    def retry(self):
+        again, self.cancelled = self.cancelled, 0
+        threading.Thread(target=self._work, daemon=True).start()
+        return again
+
+    def wait(self):
+        with shown_while_waiting(self):
+            while not self.progress.finished:
+                time.sleep(0.01)
+
+    def _ipython_display_(self):
+        view_factory().display(self)
+'''
+
+
+class Listener(NotebookClient):
+    """Executes a notebook and notes every message, as (seconds, cell, type, content)."""
+
+    def __init__(self, *cells: str) -> None:
+        self.seen: list[tuple[float, int, str, dict[str, Any]]] = []
+        notebook = nbformat.v4.new_notebook(
+            cells=[nbformat.v4.new_code_cell(source) for source in (JOB, *cells)]
+        )
+        super().__init__(notebook, timeout=TIMEOUT_S, kernel_name="python3")
+
+    def process_message(self, msg: Any, cell: Any, cell_index: int) -> Any:
+        kind = msg["header"]["msg_type"]
+        self.seen.append((time.monotonic(), cell_index, kind, msg["content"]))
+        return super().process_message(msg, cell, cell_index)
+
+    def run(self) -> None:
+        with warnings.catch_warnings():
+            # The kernel's manager warns about its own event loop and sockets, not about ours.
+            warnings.simplefilter("ignore")
+            self.execute()
+
+    def messages(self, kind: str, cell: int) -> list[tuple[float, dict[str, Any]]]:
+        return [(at, c) for at, index, k, c in self.seen if (k, index) == (kind, cell)]
+
+    def outputs(self, cell: int) -> list[set[str]]:
+        return [set(output.get("data", {})) for output in self.nb.cells[cell].outputs]
+
+
+@pytest.fixture(autouse=True)
+def undisturbed(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    monkeypatch.delenv("NBSCHED_PROGRESS", raising=False)
+
+
+def test_a_wait_shows_a_widget_and_leaves_html_and_text() -> None:
+    notebook = Listener("job = Job('a', total=20, task_s=0.08)\njob.wait()")
+
+    notebook.run()
+
+    (shown,) = notebook.messages("display_data", 1)
+    assert set(shown[1]["data"]) == {WIDGET_VIEW, "text/html", "text/plain"}
+    opened, closed = notebook.messages("comm_open", 1), notebook.messages("comm_close", 1)
+    assert 0 < len(opened) <= 10
+    assert {c["comm_id"] for _, c in opened} == {c["comm_id"] for _, c in closed}
+    labels = [c["data"]["state"].get("description") for _, c in opened]
+    assert {"Cancel", "Retry failed"} <= set(labels)
+
+    assert notebook.outputs(1) == [{"text/html", "text/plain"}]
+    final = notebook.nb.cells[1].outputs[0].data
+    assert "20/20 done" in final["text/plain"]
+    assert 'aria-valuenow="20"' in final["text/html"]
+
+
+def test_a_widget_is_updated_at_most_five_times_a_second() -> None:
+    notebook = Listener("job = Job('a', total=2000, task_s=0.001)\njob.wait()")
+
+    notebook.run()
+
+    updates = [
+        at
+        for at, content in notebook.messages("comm_msg", 1)
+        if "value" in content["data"].get("state", {})
+    ]
+    assert len(updates) >= 3
+    assert len(updates) - 1 <= (updates[-1] - updates[0]) * 5 + 1
+
+
+def test_a_displayed_job_and_a_later_wait_both_end_static() -> None:
+    notebook = Listener("job = Job('a', total=20, task_s=0.05)\njob", "job.wait()", "job")
+
+    notebook.run()
+
+    # Shown live in the first cell, waited for in the second, static in the third.
+    (first,) = notebook.messages("display_data", 1)
+    assert WIDGET_VIEW in first[1]["data"]
+    for cell in (1, 2, 3):
+        assert notebook.outputs(cell) == [{"text/html", "text/plain"}]
+        assert "20/20 done" in notebook.nb.cells[cell].outputs[0].data["text/plain"]
+
+
+def test_a_cell_that_shows_a_job_and_waits_for_it_has_one_display() -> None:
+    source = "job = Job('a', total=10, task_s=0.05)\ndisplay(job)\njob.wait()"
+    retried = source.replace("'a'", "'b'") + (
+        "\njob.ended, job.cancelled = 4, 6\njob.retry()\njob.wait()"
+    )
+    notebook = Listener(source, retried)
+
+    notebook.run()
+
+    assert [len(notebook.messages("display_data", cell)) for cell in (1, 2)] == [1, 1]
+    for cell in (1, 2):
+        assert notebook.outputs(cell) == [{"text/html", "text/plain"}]
+        assert "10/10 done" in notebook.nb.cells[cell].outputs[0].data["text/plain"]
+
+
+def test_a_short_wait_leaves_no_trace() -> None:
+    notebook = Listener("Job('a', total=3, task_s=0.01).wait()")
+
+    notebook.run()
+
+    assert notebook.outputs(1) == []
+
+
+def test_text_mode_writes_lines_and_off_writes_nothing() -> None:
+    mode = "import os; os.environ['NBSCHED_PROGRESS'] = '{}'\n"
+    wait = "Job('{}', total=10, task_s=0.08).wait()"
+    notebook = Listener(
+        mode.format("text") + wait.format("a"), mode.format("off") + wait.format("b")
+    )
+
+    notebook.run()
+
+    written = notebook.nb.cells[1].outputs
+    assert {output.get("name") for output in written} == {"stderr"}
+    assert "100 %" in "".join(output.text for output in written).splitlines()[-1]
+    assert notebook.nb.cells[2].outputs == []
+
+
+# ------------------------------------------------------------ clicks
+
+
+@pytest.fixture
+def kernel() -> Iterator[BlockingKernelClient]:
+    manager = KernelManager(kernel_name="python3")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        manager.start_kernel()
+        client = manager.blocking_client()
+        client.start_channels()
+        try:
+            client.wait_for_ready(timeout=TIMEOUT_S)
+            yield client
+        finally:
+            client.stop_channels()
+            manager.shutdown_kernel(now=True)
+            manager.cleanup_resources()
+
+
+def test_a_click_on_cancel_arrives_while_the_cell_blocks(kernel: BlockingKernelClient) -> None:
+    subshell = new_subshell(kernel)
+    if subshell is None:
+        pytest.skip("this ipykernel has no subshells: clicks wait for the cell to end")
+    kernel.execute(JOB + "job = Job('a', total=600, task_s=0.1)\njob.wait()\nprint(job.clicked_in)")
+    button = None
+    printed = ""
+    deadline = time.monotonic() + 30
+
+    # Uncancelled, the job takes a minute.
+    while "nbsched-click" not in printed:
+        assert time.monotonic() < deadline, f"the click did not arrive; printed: {printed!r}"
+        try:
+            message = kernel.get_iopub_msg(timeout=1)
+        except Empty:
+            continue
+        kind, content = message["header"]["msg_type"], message["content"]
+        if kind == "comm_open" and content["data"]["state"].get("description") == "Cancel":
+            button = content["comm_id"]
+        if kind == "display_data":
+            assert button is not None
+            click(kernel, button, subshell)
+        if kind == "stream":
+            printed += content["text"]
+        assert kind != "error", content
+
+
+def new_subshell(kernel: BlockingKernelClient) -> str | None:
+    request = kernel.session.msg("create_subshell_request", {})
+    kernel.control_channel.send(request)
+    reply = kernel.get_control_msg(timeout=10)
+    found = reply["content"].get("subshell_id")
+    return None if found is None else str(found)
+
+
+def click(kernel: BlockingKernelClient, button: str, subshell: str) -> None:
+    """What the front end sends when the button is clicked."""
+    data = {"method": "custom", "content": {"event": "click"}}
+    message = kernel.session.msg("comm_msg", {"comm_id": button, "data": data})
+    message["header"]["subshell_id"] = subshell
+    kernel.shell_channel.send(message)
