@@ -11,6 +11,7 @@ import asyncio
 import logging
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable
 
 import msgspec
@@ -71,14 +72,14 @@ class Appender:
     def __init__(self, connection: Connection, clock: Callable[[], float] = time.monotonic) -> None:
         self._connection = connection
         self._clock = clock
-        self._order = asyncio.Lock()
+        self._waiting: deque[_Entry] = deque()
+        """Entries for which the window has no room yet, oldest first."""
         self._unacknowledged: dict[str, _Entry] = {}
         self._behind = False
         """Old entries must be sent first: new ones queue up behind them."""
         self._unsent = False
         """Some entries must be sent again, at once or after a while."""
         self._used_bytes = 0
-        self._room = asyncio.Event()
         self._work = asyncio.Event()
         self._complained_at = 0.0
         connection.watchers.add(self._on_connection)
@@ -92,39 +93,40 @@ class Appender:
             ConfigurationError: too large for the server.
             BusUnreachableError: the bus was closed before the acknowledgement came.
         """
+        if self._connection.closed:
+            raise BusUnreachableError("The connection to NATS is closed. Open a new one.")
         entry = _Entry(subject, header, data)
         entry.reply = self._connection.expect(lambda answer: self._on_answer(entry, answer))
         try:
-            async with self._order:  # it is fair: first come, first published
-                await self._wait_for_room(entry.size)
-                self._unacknowledged[entry.reply] = entry
-                self._used_bytes += entry.size
-                if self._behind:
-                    self._again(entry)
-                else:
-                    await self._send(entry)
+            if self._waiting or not self._has_room(entry):
+                self._waiting.append(entry)
+            elif self._behind:
+                self._admit(entry)
+                self._again(entry)
+            else:
+                self._admit(entry)
+                await self._send(entry)
             return await entry.stored
         finally:
             self._drop(entry)
 
-    async def _wait_for_room(self, size: int) -> None:
-        while self._unacknowledged and (
-            self._used_bytes + size > WINDOW_BYTES or len(self._unacknowledged) >= WINDOW_COUNT
-        ):
-            self._check_open()
-            self._room.clear()
-            await self._room.wait()
-        self._check_open()
+    def _has_room(self, entry: _Entry) -> bool:
+        if not self._unacknowledged:
+            return True  # one that is larger than the window goes alone
+        fits = self._used_bytes + entry.size <= WINDOW_BYTES
+        return fits and len(self._unacknowledged) < WINDOW_COUNT
 
-    def _check_open(self) -> None:
-        if self._connection.closed:
-            raise BusUnreachableError("The connection to NATS is closed. Open a new one.")
+    def _admit(self, entry: _Entry) -> None:
+        self._unacknowledged[entry.reply] = entry
+        self._used_bytes += entry.size
 
     def _drop(self, entry: _Entry) -> None:
+        """Forget an entry that is stored or refused, or that nobody waits for any more."""
         self._connection.forget(entry.reply)
         if self._unacknowledged.pop(entry.reply, None) is not None:
             self._used_bytes -= entry.size
-            self._room.set()
+        if self._waiting:
+            self._work.set()
         if not entry.stored.cancel() and not entry.stored.cancelled():
             entry.stored.exception()  # seen, should the caller have been cancelled meanwhile
 
@@ -205,15 +207,15 @@ class Appender:
                 "The connection to NATS was closed before the log acknowledged an entry; it may"
                 " have been stored."
             )
-            for entry in self._unacknowledged.values():
+            for entry in (*self._unacknowledged.values(), *self._waiting):
                 self._fail(entry, closed)
-            self._room.set()
+            self._waiting.clear()
         elif up:
             for entry in self._unacknowledged.values():
                 self._again(entry)
 
     async def _tend(self) -> None:
-        """Send again what was lost, refused or never acknowledged."""
+        """Send again what was lost, refused or never acknowledged; then what waited."""
         while True:
             try:
                 tick_s = RETRY_TICK_S if self._unsent else TICK_S
@@ -221,8 +223,14 @@ class Appender:
             except (asyncio.TimeoutError, TimeoutError):
                 self._mark_overdue()
             self._work.clear()
-            if self._unsent and self._connection.connected:
-                await self._send_unsent()
+            if not self._connection.connected:
+                continue
+            try:
+                if self._unsent:
+                    await self._send_unsent()
+                await self._send_waiting()
+            except Exception:  # a defect; without this task every append would wait for ever
+                log.exception("Sending appends failed and goes on")
 
     def _mark_overdue(self) -> None:
         now = self._clock()
@@ -243,6 +251,14 @@ class Appender:
         self._behind = any(entry.not_before <= now for entry in unsent)
         if self._behind:
             self._work.set()
+
+    async def _send_waiting(self) -> None:
+        """Send what the window has room for, in one go."""
+        while self._waiting and not self._behind and self._has_room(self._waiting[0]):
+            entry = self._waiting.popleft()
+            if not entry.stored.done():
+                self._admit(entry)
+                await self._send(entry)
 
     async def close(self) -> None:
         self._connection.watchers.discard(self._on_connection)

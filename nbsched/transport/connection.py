@@ -12,6 +12,7 @@ nothing is buffered; what must not be lost is kept and sent again by `appender`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import time
@@ -126,7 +127,7 @@ class Connection:
         self._up = asyncio.Event()
         self._given_up = asyncio.Event()
         self._down_since = time.monotonic()
-        self._closed = False
+        self._closing = asyncio.Event()
         self._inbox = ""
         self._tokens = itertools.count(1)
         self._answers: dict[str, OnAnswer] = {}
@@ -150,11 +151,11 @@ class Connection:
     def connected(self) -> bool:
         # nats-py counts as connected a little before it says that it is again. Whoever
         # has old messages to repeat must hear of it before anybody sends new ones.
-        return self._up.is_set() and self._client.is_connected and not self._closed
+        return self._up.is_set() and self._client.is_connected and not self.closed
 
     @property
     def closed(self) -> bool:
-        return self._closed
+        return self._closing.is_set()
 
     @property
     def max_payload(self) -> int:
@@ -168,11 +169,16 @@ class Connection:
     async def wait_connected(self) -> None:
         """Return when there is a connection. Raises BusUnreachableError once closed."""
         await self._up.wait()
-        if self._closed:
+        if self.closed:
             raise self._unreachable()
 
+    async def pause(self, seconds: float) -> None:
+        """Sleep, but not beyond the end of the connection."""
+        with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
+            await asyncio.wait_for(self._closing.wait(), seconds)
+
     def _unreachable(self) -> BusUnreachableError:
-        if self._closed:
+        if self.closed:
             return BusUnreachableError("The connection to NATS is closed. Open a new one.")
         return BusUnreachableError(
             f"NATS at {self._servers} is not reachable at the moment; the connection is tried"
@@ -182,7 +188,7 @@ class Connection:
     # ------------------------------------------------------------ what nats-py reports
 
     def went_down(self, cause: str) -> None:
-        if not self._up.is_set() or self._closed:
+        if not self._up.is_set() or self.closed:
             return
         log.warning("NATS at %s: %s", self._servers, cause)
         self._up.clear()
@@ -378,9 +384,9 @@ class Connection:
 
     async def close(self) -> None:
         """End the connection. What waits for an answer gets BusUnreachableError."""
-        if self._closed:
+        if self.closed:
             return
-        self._closed = True
+        self._closing.set()
         self._life.end()
         if self._supervisor is not None:
             self._supervisor.cancel()

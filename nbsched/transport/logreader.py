@@ -27,7 +27,7 @@ from nats.aio.msg import Msg
 
 from nbsched.errors import BusUnreachableError
 from nbsched.transport import LogEntry
-from nbsched.transport.connection import Connection, Subscribed
+from nbsched.transport.connection import Subscribed
 from nbsched.transport.jetstream import JetStream, envelope_of
 
 log = logging.getLogger(__name__)
@@ -75,6 +75,7 @@ class LogReader:
         until: int | None = None,
     ) -> None:
         self._jetstream = jetstream
+        self._connection = jetstream.connection
         self._stream = stream
         self._subject = subject
         self._position = after
@@ -87,6 +88,7 @@ class LogReader:
         Raises:
             BusUnreachableError: the bus was closed.
         """
+        fruitless = 0
         while True:
             consumer = await self._consumer()
             try:
@@ -100,11 +102,12 @@ class LogReader:
                 log.info(
                     "log=%s: reading goes on behind %d: %s", self._stream, self._position, error
                 )
-                fruitless = consumer.delivered == 0
+                fruitless = fruitless + 1 if consumer.delivered == 0 else 0
             finally:
                 await consumer.close()
-            if fruitless:  # or a consumer that always breaks would be made in a tight loop
-                await asyncio.sleep(RETRY_S)
+            # A consumer that breaks every time must not be made in a tight loop.
+            if fruitless > 1 and self._connection.connected:
+                await self._connection.pause(RETRY_S)
 
     def _finished(self, consumer: _Consumer) -> bool:
         if self._until is None:
@@ -114,15 +117,16 @@ class LogReader:
     async def _consumer(self) -> _Consumer:
         """A consumer that starts behind our position, however long that takes."""
         while True:
-            await self._jetstream.connection.wait_connected()
+            await self._connection.wait_connected()
             consumer = _Consumer(self._jetstream, self._stream, self._headers_only)
             try:
                 await consumer.start(self._subject, self._position + 1)
                 return consumer
             except BusUnreachableError as error:
                 await consumer.close()
-                log.warning("log=%s cannot be read at the moment: %s", self._stream, error)
-                await asyncio.sleep(RETRY_S)
+                if not self._connection.closed:
+                    log.warning("log=%s cannot be read at the moment: %s", self._stream, error)
+                await self._connection.pause(RETRY_S)
             except BaseException:
                 await consumer.close()
                 raise
@@ -138,7 +142,7 @@ class _Consumer:
         self.caught_up = False
         """Nothing more is there at the moment."""
         self._jetstream = jetstream
-        self._connection: Connection = jetstream.connection
+        self._connection = jetstream.connection
         self._stream = stream
         self._headers_only = headers_only
         self._name = f"nbsched-{secrets.token_hex(8)}"

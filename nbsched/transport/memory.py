@@ -44,14 +44,19 @@ class _Waiter:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._event = asyncio.Event()
+        self._woken = False
 
     def wake(self) -> None:
+        if self._woken:
+            return
+        self._woken = True
         with contextlib.suppress(RuntimeError):  # its loop has been closed meanwhile
             self._loop.call_soon_threadsafe(self._event.set)
 
     async def wait(self) -> None:
         await self._event.wait()
         self._event.clear()
+        self._woken = False  # what happens from here on wakes again; then look
 
 
 @dataclass
@@ -266,22 +271,31 @@ class MemoryBus:
         self._subscriptions.append(subscription)
         return subscription
 
-    async def ensure_log(self, log: str, subjects: str) -> None:
+    async def ensure_log(self, log: str, subjects: str, *, replicas: int = 1) -> None:
         await self._answer()
         self.server.ensure_log(log, subjects)
 
     async def append(self, subject: str, header: bytes, data: bytes) -> int:
         self._check_size(subject, data, header)
+        await asyncio.sleep(0)
+        sequence = self._try_append(subject, header, data)
+        if sequence is not None:
+            return sequence
         waiter = self._watch()
         try:
-            while True:
-                await self._answer(wait_on=waiter)
-                sequence = self.server.append(subject, bytes(header), bytes(data))
-                if sequence is not None:
-                    return sequence
+            while (sequence := self._try_append(subject, header, data)) is None:
                 await waiter.wait()
+            return sequence
         finally:
             self._unwatch(waiter)
+
+    def _try_append(self, subject: str, header: bytes, data: bytes) -> int | None:
+        """Its sequence number; None while that is not possible."""
+        if self._closed:
+            raise BusUnreachableError("The bus is closed. Open a new one.")
+        if not self.server.reachable:
+            return None
+        return self.server.append(subject, bytes(header), bytes(data))
 
     async def read(
         self, log: str, subject: str, *, after: int = 0, headers_only: bool = False

@@ -1,0 +1,89 @@
+"""Buses for contract tests: the twin in memory and a real NATS, under one roof."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from nbsched.settings import Settings
+from nbsched.transport import Bus, LogEntry
+from nbsched.transport.memory import MemoryBus, MemoryBusServer
+from nbsched.transport.nats import NatsBus
+from support.nats import NatsServer
+
+DEADLINE_S = 30.0
+Connect = Callable[[], Coroutine[Any, Any, Bus]]
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(test, DEADLINE_S))
+
+
+async def eventually(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0.002)  # `run` has the deadline
+
+
+async def take(reader: AsyncGenerator[Sequence[LogEntry], None], count: int) -> list[LogEntry]:
+    """The next ``count`` entries of a reader, which must not hand over more."""
+    taken: list[LogEntry] = []
+    while len(taken) < count:
+        taken += await anext(reader)
+    assert len(taken) == count
+    return taken
+
+
+async def replay(bus: Bus, log: str, subject: str) -> list[LogEntry]:
+    return [entry async for batch in bus.replay(log, subject) for entry in batch]
+
+
+class Place:
+    """A bus to connect to, and names that no other test uses."""
+
+    def __init__(self, connect: Connect, namespace: str) -> None:
+        self._connect = connect
+        self.log = f"log-{namespace}"
+        self.prefix = f"test.{namespace}"
+
+    @asynccontextmanager
+    async def bus(self) -> AsyncIterator[Bus]:
+        bus = await self._connect()
+        try:
+            yield bus
+        finally:
+            await bus.close()
+
+    @asynccontextmanager
+    async def bus_with_log(self) -> AsyncIterator[Bus]:
+        async with self.bus() as bus:
+            await bus.ensure_log(self.log, f"{self.prefix}.log.>")
+            yield bus
+
+    def subject(self, name: str) -> str:
+        return f"{self.prefix}.log.{name}"
+
+    async def fill(self, bus: Bus, count: int, name: str = "a") -> None:
+        appends = (bus.append(self.subject(name), b"h%d" % i, b"d%d" % i) for i in range(count))
+        await asyncio.gather(*appends)
+
+
+@pytest.fixture(params=["memory", "nats"])
+def place(request: pytest.FixtureRequest, namespace: str) -> Place:
+    if request.param == "memory":
+        server = MemoryBusServer()
+
+        async def join() -> Bus:
+            return MemoryBus(server)
+
+        return Place(join, namespace)
+
+    nats: NatsServer = request.getfixturevalue("nats_server")
+
+    async def dial() -> Bus:
+        return await NatsBus.connect(Settings(nats=(nats.url,)), name="test")
+
+    return Place(dial, namespace)
