@@ -74,9 +74,10 @@ class Reporter:
         while True:
             try:
                 await self.report()
+                await self._until_due(time.monotonic())
             except Exception:  # supervised: a worker that is silent counts as lost
                 log.exception("a report could not be made")
-            await self._until_due(time.monotonic())
+                await asyncio.sleep(_INTERVAL_S)
 
     async def _until_due(self, sent_at: float) -> None:
         """Wait until something new may be told, or the heartbeat is due."""
@@ -111,3 +112,4 @@ async def _first_set(urgent: asyncio.Event, changed: asyncio.Event, timeout_s: f
     finally:
         for wait in waits:
             wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)

@@ -134,7 +134,7 @@ def test_a_task_that_starts_after_idleness_is_reported_at_once(tmp_path: Path) -
             before = time.monotonic()
             await b.run(job)
             await true(lambda: any(report.held for report in b.reported()))
-            assert time.monotonic() - before < 0.1
+            assert time.monotonic() - before < 0.15  # a report that waits its turn takes 0.2
             (tmp_path / "gate").touch()
             await true(lambda: b.reported()[-1].held == ())
 
