@@ -47,6 +47,21 @@ def test_a_request_gets_its_answer(place: Place) -> None:
     run(test())
 
 
+def test_a_subscription_is_there_when_subscribe_returns(place: Place) -> None:
+    async def test() -> None:
+        async with place.bus() as client, place.bus() as server:
+
+            async def handler(message: Message) -> None:
+                await server.publish(message.reply, b"here")
+
+            await client.subscribe(f"{place.prefix}.warm-up", handler)
+            for i in range(200):
+                await server.subscribe(f"{place.prefix}.ask.{i}", handler)
+                assert await client.request(f"{place.prefix}.ask.{i}", b"", 5.0) == b"here"
+
+    run(test())
+
+
 def test_a_request_that_nobody_listens_to_fails_at_once(place: Place) -> None:
     async def test() -> None:
         async with place.bus() as bus:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ DEADLINE_S = 30.0
 Connect = Callable[[], Coroutine[Any, Any, Bus]]
 
 
-def run(test: Coroutine[Any, Any, None]) -> None:
+def run(test: Coroutine[Any, Any, object]) -> None:
     asyncio.run(asyncio.wait_for(test, DEADLINE_S))
 
 
@@ -87,3 +88,41 @@ def place(request: pytest.FixtureRequest, namespace: str) -> Place:
         return await NatsBus.connect(Settings(nats=(nats.url,)), name="test")
 
     return Place(dial, namespace)
+
+
+# ---------------------------------------------------------------- NATS alone
+
+
+async def connect(*urls: str, **settings: Any) -> NatsBus:
+    return await NatsBus.connect(Settings(nats=urls, **settings), name="test")
+
+
+@asynccontextmanager
+async def bus_on(server: NatsServer, **settings: Any) -> AsyncIterator[NatsBus]:
+    bus = await connect(server.url, **settings)
+    try:
+        yield bus
+    finally:
+        await bus.close()
+
+
+async def in_thread(call: Callable[[], None]) -> None:
+    """Start or stop a server while the loop goes on."""
+    await asyncio.get_running_loop().run_in_executor(None, call)
+
+
+@pytest.fixture
+def private_nats(tmp_path: Path) -> Iterator[NatsServer]:
+    """A server of the test's own, to be killed and restarted at will."""
+    server = NatsServer(tmp_path)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+def serve(tmp_path: Path, *options: str, jetstream: bool = True) -> NatsServer:
+    server = NatsServer(tmp_path, *options, jetstream=jetstream)
+    server.start()
+    return server

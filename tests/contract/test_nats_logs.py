@@ -1,183 +1,34 @@
-"""What only a real NATS can do: be away, refuse, be full, and come back."""
+"""What only a real NATS can do to logs: be full, be away, lose a delivery or an answer."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
-import shutil
-import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import aclosing, asynccontextmanager, closing
+from contextlib import aclosing
 from pathlib import Path
-from socket import create_server
 from typing import Any
 
 import pytest
 from nats.aio.msg import Msg
 
-from nbsched.errors import (
-    BusUnreachableError,
-    ConfigurationError,
-    ConnectError,
-    JetStreamMissingError,
-)
-from nbsched.settings import Settings
-from nbsched.transport import LogFullError, Message, logreader
+from nbsched.transport import LogFullError, appender, logreader
 from nbsched.transport import jetstream as jetstream_module
 from nbsched.transport.nats import NatsBus
-from support.buses import eventually, run, take
-from support.etcd import free_ports
+from support.buses import (
+    bus_on,
+    eventually,
+    in_thread,
+    private_nats,
+    replay,
+    run,
+    serve,
+    take,
+)
 from support.nats import NatsServer
 
-
-async def connect(*urls: str, **settings: Any) -> NatsBus:
-    return await NatsBus.connect(Settings(nats=urls, **settings), name="test")
-
-
-@asynccontextmanager
-async def bus_on(server: NatsServer, **settings: Any):  # type: ignore[no-untyped-def]
-    bus = await connect(server.url, **settings)
-    try:
-        yield bus
-    finally:
-        await bus.close()
-
-
-async def in_thread(call: Any) -> None:
-    """Start or stop a server while the loop goes on."""
-    await asyncio.get_running_loop().run_in_executor(None, call)
-
-
-@pytest.fixture
-def private_nats(tmp_path: Path) -> Iterator[NatsServer]:
-    """A server of the test's own, to be killed and restarted at will."""
-    server = NatsServer(tmp_path)
-    server.start()
-    try:
-        yield server
-    finally:
-        server.kill()
-
-
-def serve(tmp_path: Path, *options: str, jetstream: bool = True) -> NatsServer:
-    server = NatsServer(tmp_path, *options, jetstream=jetstream)
-    server.start()
-    return server
-
-
-# ---------------------------------------------------------------- connecting
-
-
-def test_a_closed_port_is_an_error_within_the_timeout() -> None:
-    (port,) = free_ports(1)
-    started = time.monotonic()
-    with pytest.raises(BusUnreachableError) as caught:
-        run(connect(f"nats://127.0.0.1:{port}", connect_timeout_s=0.5))  # type: ignore[arg-type]
-    assert 0.4 < time.monotonic() - started < 1.5
-    for words in (f"127.0.0.1:{port}", "within 0.5 s", "refused", "nats-server -js"):
-        assert words in str(caught.value).replace("Connect call failed", "refused")
-
-
-def test_a_server_that_never_answers_is_an_error_within_the_timeout() -> None:
-    with closing(create_server(("127.0.0.1", 0))) as silent:
-        url = f"nats://127.0.0.1:{silent.getsockname()[1]}"
-        started = time.monotonic()
-        with pytest.raises(BusUnreachableError, match=r"within 0\.5 s \(no answer\)"):
-            run(connect(url, connect_timeout_s=0.5))  # type: ignore[arg-type]
-        assert time.monotonic() - started < 1.5
-
-
-def test_one_server_of_the_list_is_enough(nats_server: NatsServer) -> None:
-    async def test() -> None:
-        with closing(create_server(("127.0.0.1", 0))) as silent:
-            silent_url = f"nats://127.0.0.1:{silent.getsockname()[1]}"
-            closed_url = f"nats://127.0.0.1:{free_ports(1)[0]}"
-            bus = await connect(silent_url, closed_url, nats_server.url)
-            await bus.close()
-
-    run(test())
-
-
-def test_a_server_without_jetstream_is_refused_with_the_option_to_use(tmp_path: Path) -> None:
-    server = serve(tmp_path, jetstream=False)
-    try:
-        with pytest.raises(JetStreamMissingError, match="-js"):
-            run(connect(server.url))  # type: ignore[arg-type]
-    finally:
-        server.kill()
-
-
-def test_wrong_credentials_are_an_error_at_once_that_names_the_settings(tmp_path: Path) -> None:
-    server = serve(tmp_path, "--user", "me", "--pass", "right")
-    try:
-        run(close(connect(server.url, nats_user="me", nats_password="right")))
-        for wrong in ({}, {"nats_user": "me", "nats_password": "wrong"}):
-            with pytest.raises(ConnectError, match=r"authorization.*nats_password") as caught:
-                run(connect(server.url, connect_timeout_s=20, **wrong))  # type: ignore[arg-type]
-            assert "wrong" not in str(caught.value)
-    finally:
-        server.kill()
-
-
-async def close(connecting: Any) -> None:
-    await (await connecting).close()
-
-
-def test_a_token_is_accepted_and_passwords_in_urls_are_not_shown(tmp_path: Path) -> None:
-    server = serve(tmp_path, "--auth", "secret-token")
-    try:
-        run(close(connect(server.url, nats_token="secret-token")))
-        with_secret = server.url.replace("//", "//user:hunter2@")
-        with pytest.raises(ConnectError) as caught:
-            run(connect(with_secret))  # type: ignore[arg-type]
-        assert "hunter2" not in str(caught.value)
-    finally:
-        server.kill()
-
-
-def test_a_server_without_tls_is_refused_when_tls_was_asked_for(nats_server: NatsServer) -> None:
-    with pytest.raises(ConnectError, match="does not use TLS"):
-        run(connect(nats_server.url.replace("nats://", "tls://")))  # type: ignore[arg-type]
-
-
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
-def test_tls_checks_the_server_against_our_ca(tmp_path: Path) -> None:
-    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
-            *(
-                "-nodes",
-                "-days",
-                "2",
-                "-subj",
-                "/CN=test",
-                "-addext",
-                "subjectAltName=IP:127.0.0.1",
-            ),
-            *("-keyout", str(key), "-out", str(certificate)),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    server = serve(tmp_path, "--tls", "--tlscert", str(certificate), "--tlskey", str(key))
-    url = server.url.replace("nats://", "tls://")
-    try:
-        run(close(connect(url, nats_ca=str(certificate))))
-        with pytest.raises(BusUnreachableError, match="certificate verify failed"):
-            run(connect(url, connect_timeout_s=0.5))  # type: ignore[arg-type]
-    finally:
-        server.kill()
-
-
-@pytest.mark.parametrize("field", ["nats_ca", "nats_creds"])
-def test_a_file_that_cannot_be_read_is_named(
-    nats_server: NatsServer, tmp_path: Path, field: str
-) -> None:
-    with pytest.raises(ConfigurationError, match=field):
-        run(connect(nats_server.url, **{field: str(tmp_path / "missing")}))  # type: ignore[arg-type]
+__all__ = ["private_nats"]
 
 
 # ---------------------------------------------------------------- outages
@@ -196,7 +47,7 @@ def test_a_reader_goes_on_after_the_server_was_killed(private_nats: NatsServer) 
                 await in_thread(private_nats.start)
                 for i in range(100, 200):
                     await bus.append("log.a", b"", b"%d" % i)
-                entries += await reading
+                entries += await asyncio.wait_for(reading, 3.0)  # not only when silence alarms
             assert [entry.data for entry in entries] == [b"%d" % i for i in range(200)]
             assert [entry.sequence for entry in entries] == list(range(1, 201))
 
@@ -226,71 +77,48 @@ def test_appends_in_an_outage_are_stored_once_and_in_order(private_nats: NatsSer
     run(test())
 
 
-def test_messages_in_an_outage_fail_at_once_and_subscriptions_survive_it(
-    private_nats: NatsServer,
-) -> None:
+def test_appends_after_an_outage_come_behind_those_that_waited(private_nats: NatsServer) -> None:
     async def test() -> None:
         async with bus_on(private_nats) as bus:
-            got: list[Message] = []
-
-            async def handler(message: Message) -> None:
-                got.append(message)
-
-            await bus.subscribe("subject", handler)
-            asking = asyncio.ensure_future(bus.request("subject", b"before", 60.0))
-            await eventually(lambda: got)
+            await bus.ensure_log("log", "log.>")
             await in_thread(private_nats.kill)
-            with pytest.raises(BusUnreachableError, match="not reachable"):
-                await asking
-            with pytest.raises(BusUnreachableError, match="not reachable"):
-                await bus.publish("subject", b"lost")
-            with pytest.raises(BusUnreachableError):
-                await bus.request("subject", b"lost", 60.0)
+            late: list[asyncio.Future[int]] = []
+
+            def append_at_once(up: bool) -> None:
+                if up:
+                    late.append(asyncio.ensure_future(bus.append("log.a", b"", b"late")))
+
+            waiting = [asyncio.ensure_future(bus.append("log.a", b"", b"")) for _ in range(5)]
+            bus._connection.watchers.add(append_at_once)
             await in_thread(private_nats.start)
-            await bus._connection.wait_connected()
-            await bus.publish("subject", b"after")
-            await eventually(lambda: len(got) == 2)
-            assert got[1].data == b"after"
+            assert await asyncio.gather(*waiting) == [1, 2, 3, 4, 5]
+            assert await late[0] == 6
 
     run(test())
 
 
-def test_a_client_that_the_server_has_thrown_out_is_replaced(nats_server: NatsServer) -> None:
+def test_an_entry_whose_acknowledgement_got_lost_is_stored_once(
+    nats_server: NatsServer, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_answer = appender.Appender._on_answer
+    lost: list[Msg] = []
+
+    def lossy(self: appender.Appender, entry: Any, answer: Msg) -> None:
+        if lost:
+            on_answer(self, entry, answer)
+        else:
+            lost.append(answer)
+
+    monkeypatch.setattr(appender.Appender, "_on_answer", lossy)
+    monkeypatch.setattr(appender, "ACK_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(appender, "TICK_S", 0.01)
+
     async def test() -> None:
         async with bus_on(nats_server) as bus:
-            got: list[Message] = []
-
-            async def handler(message: Message) -> None:
-                got.append(message)
-
-            await bus.subscribe("thrown.out", handler)
-            first = bus._connection._client
-            # nats-py counts only the payload, the server the headers too: it hangs up for
-            # good with "Maximum Payload Violation".
-            await first.publish("x", bytes(bus.max_payload), headers={"Too": "much"})
-            await eventually(lambda: bus._connection._client is not first)
-            await bus._connection.wait_connected()
-            await bus.publish("thrown.out", b"")
-            await eventually(lambda: got)
-
-    run(test())
-
-
-def test_closing_does_not_wait_for_a_frozen_server(private_nats: NatsServer) -> None:
-    async def test() -> None:
-        bus = await connect(private_nats.url)
-        await bus.ensure_log("log", "log.>")
-        private_nats.freeze()
-        appends = [
-            asyncio.ensure_future(bus.append("log.a", b"", bytes(500_000))) for _ in range(40)
-        ]
-        await asyncio.wait(appends, timeout=0.1)
-        started = time.monotonic()
-        await bus.close()
-        assert time.monotonic() - started < 4.0
-        for append in appends:
-            with pytest.raises(BusUnreachableError):
-                await append
+            await bus.ensure_log(namespace, f"{namespace}.>")
+            assert await bus.append(f"{namespace}.a", b"", b"") == 1
+            assert lost
+            assert await bus.last_sequence(namespace) == 1
 
     run(test())
 
@@ -454,6 +282,22 @@ def test_an_idle_reader_outlives_its_requests(
                 await bus.append(f"{namespace}.a", b"", b"")
                 assert len(await reading) == 1
             assert len(set(pulls)) == 1
+
+    run(test())
+
+
+def test_replay_ends_without_waiting_for_a_sign_of_life(
+    nats_server: NatsServer, namespace: str
+) -> None:
+    async def test() -> None:
+        async with bus_on(nats_server) as bus:
+            await bus.ensure_log(namespace, f"{namespace}.>")
+            for name in ("a", "b"):
+                await bus.append(f"{namespace}.{name}", b"", b"")
+            started = time.monotonic()
+            for name, count in (("a", 1), ("b", 1), ("none", 0)):
+                assert len(await replay(bus, namespace, f"{namespace}.{name}")) == count
+            assert time.monotonic() - started < logreader.HEARTBEAT_S / 2
 
     run(test())
 
