@@ -229,11 +229,11 @@ def test_a_click_on_cancel_arrives_while_the_cell_blocks(kernel: BlockingKernelC
 
 
 def new_subshell(kernel: BlockingKernelClient) -> str | None:
-    request = kernel.session.msg("create_subshell_request", {})
-    kernel.control_channel.send(request)
-    reply = kernel.get_control_msg(timeout=10)
-    found = reply["content"].get("subshell_id")
-    return None if found is None else str(found)
+    features = kernel.kernel_info(reply=True, timeout=10)["content"].get("supported_features", ())
+    if "kernel subshells" not in features:
+        return None
+    kernel.control_channel.send(kernel.session.msg("create_subshell_request", {}))
+    return str(kernel.get_control_msg(timeout=10)["content"]["subshell_id"])
 
 
 def click(kernel: BlockingKernelClient, button: str, subshell: str) -> None:
