@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import CancelledError
@@ -17,6 +18,7 @@ from nbsched.client.session import Session
 from nbsched.client.tracker import JobTracker
 from nbsched.indexset import IndexSet
 from nbsched.model import JobId
+from nbsched.settings import ProgressMode
 
 
 class MapFuture:
@@ -58,6 +60,11 @@ class MapFuture:
     def progress(self) -> Progress:
         """A snapshot of where the job is."""
         return self._tracker.progress()
+
+    @property
+    def progress_mode(self) -> ProgressMode:
+        """How waiting for the job shows its progress: the cluster's ``progress`` setting."""
+        return self._session.settings.progress
 
     def __len__(self) -> int:
         """The number of tasks. Raises TypeError while items are still being uploaded."""
@@ -132,17 +139,18 @@ class MapFuture:
         Raises TimeoutError when not all have ended ``timeout`` seconds after the start.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        self._drain()
         seen, given = 0, IndexSet()
-        while self._tracker.total is None or len(given) < self._tracker.total:
-            arrived = self._tracker.arrivals(seen)
-            seen += len(arrived)
-            for start, stop in arrived:
-                for low, high in given.missing(start, stop):
-                    given.add(low, high)
-                    yield from (self._future(index) for index in range(low, high))
-            if not arrived and not self._wait_for_arrival(seen, deadline):
-                raise TimeoutError(f"{len(given)} tasks of job {self.id} ended in time, not all.")
+        with shown_while_waiting(self):
+            self._drain()
+            while self._tracker.total is None or len(given) < self._tracker.total:
+                arrived = self._tracker.arrivals(seen)
+                seen += len(arrived)
+                for start, stop in arrived:
+                    for low, high in given.missing(start, stop):
+                        given.add(low, high)
+                        yield from (self._future(index) for index in range(low, high))
+                if not arrived and not self._wait_for_arrival(seen, deadline):
+                    raise TimeoutError(f"Only {len(given)} tasks of job {self.id} ended in time.")
 
     def _wait_for_arrival(self, seen: int, deadline: float | None) -> bool:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -162,8 +170,8 @@ class MapFuture:
             CancelledError: a task was cancelled.
             BaseException: what a task raised, with its remote traceback.
         """
-        self._drain()
         with shown_while_waiting(self), ends_job_on_interrupt(self, self._on_interrupt):
+            self._drain()
             if not self._tracker.wait(self._decided, timeout):
                 now = self.progress
                 raise TimeoutError(
@@ -174,8 +182,8 @@ class MapFuture:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until every task has ended; False when the time is over first."""
-        self._drain()
         with shown_while_waiting(self), ends_job_on_interrupt(self, self._on_interrupt):
+            self._drain()
             return self._tracker.wait(lambda: self._tracker.finished, timeout)
 
     def __await__(self) -> Generator[Any, None, list[Any]]:
@@ -187,18 +195,23 @@ class MapFuture:
         changed = asyncio.Event()
 
         def wake() -> None:
-            loop.call_soon_threadsafe(changed.set)
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(changed.set)
 
         self._tracker.listen(wake)
         try:
-            while not self._decided():
-                if self._tracker.failure is not None:
-                    raise self._tracker.failure
-                await changed.wait()
-                changed.clear()
+            with shown_while_waiting(self):
+                await self._until_decided(changed)
         finally:
             self._tracker.unlisten(wake)
         return self._results()
+
+    async def _until_decided(self, changed: asyncio.Event) -> None:
+        while not self._decided():
+            if self._tracker.failure is not None:
+                raise self._tracker.failure
+            await changed.wait()
+            changed.clear()
 
     def _decided(self) -> bool:
         """Whether `result` can return or raise."""

@@ -12,6 +12,8 @@ from typing import Protocol
 
 import msgspec
 
+from nbsched.settings import ProgressMode
+
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """Where a job is, in tasks and seconds. Counts of tasks never overlap:
@@ -72,6 +74,10 @@ class Observable(Protocol):
 
     @property
     def progress(self) -> Progress: ...
+
+    @property
+    def progress_mode(self) -> ProgressMode | None:
+        """How its cluster was told to show progress; None: as configured."""
 
     def cancel(self) -> bool: ...
 

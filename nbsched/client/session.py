@@ -23,6 +23,7 @@ from nbsched.client.tracker import JobTracker
 from nbsched.errors import (
     AuthenticationError,
     ConfigurationError,
+    ConnectError,
     NbschedError,
     NoWorkersError,
     VersionMismatchError,
@@ -359,7 +360,12 @@ class Session:
         try:
             reply = await self.bus.request(self.names.to_leader, data, _COUNTS_S)
             answer = self.wire.open(Kind.ANSWER, reply)
-        except (RequestFailedError, AuthenticationError, msgspec.DecodeError) as error:
+        except (
+            RequestFailedError,
+            ConnectError,
+            AuthenticationError,
+            msgspec.DecodeError,
+        ) as error:
             log.info("No leader answered: %s", error)
             return {}
         if not isinstance(answer, messages.Counts):

@@ -44,7 +44,7 @@ class Views:
         In a notebook the display goes on when the wait was given up. Meant to be
         entered once for a whole iteration, not for every item.
         """
-        mode = self._mode()
+        mode = job.progress_mode or self._mode()
         if mode == "off" or job.progress.finished:
             return nullcontext()
         cell = current_cell() if mode == "auto" else None
@@ -61,7 +61,8 @@ class Views:
 
     def display(self, job: Observable) -> bool:
         """Show the job in the running cell, live until it ends; False outside a notebook."""
-        cell = current_cell() if self._mode() == "auto" else None
+        mode = job.progress_mode or self._mode()
+        cell = current_cell() if mode == "auto" else None
         if cell is None:
             return False
         self._in_cell(job, cell, 0.0).flush()

@@ -25,6 +25,8 @@ from nbsched.client.progress import Progress, shown_while_waiting, view_factory
 class Job:
     """Ends tasks by itself, one after another, until it is done or cancelled."""
 
+    progress_mode = None
+
     def __init__(self, id, total, task_s):
         self.id, self.total, self.task_s = id, total, task_s
         self.ended, self.cancelled, self.clicked_in = 0, 0, None

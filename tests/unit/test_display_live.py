@@ -24,6 +24,8 @@ from support.conditions import until
 class Job:
     """A job that is where the test puts it."""
 
+    progress_mode = None
+
     def __init__(self, ended: int = 0, total: int = 10, name: str = "f") -> None:
         self.id = f"job-{id(self)}"
         self.name = name
