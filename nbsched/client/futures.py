@@ -7,15 +7,12 @@ import asyncio
 import concurrent.futures
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ALL_COMPLETED, CancelledError
-from typing import TYPE_CHECKING, Any, NamedTuple, Union
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from nbsched.client.interrupts import OnInterrupt, ends_job_on_interrupt
 from nbsched.client.results import TaskState
 from nbsched.client.tracker import JobTracker
 from nbsched.model import JobId
-
-if TYPE_CHECKING:
-    from nbsched.client.mapfuture import MapFuture
 
 _PENDING, _RUNNING = "PENDING", "RUNNING"
 _CANCELLED, _NOTIFIED, _FINISHED = "CANCELLED", "CANCELLED_AND_NOTIFIED", "FINISHED"
@@ -139,7 +136,14 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
         self.set_running_or_notify_cancel()
 
 
-AnyFuture = Union[Future, "MapFuture"]
+@runtime_checkable
+class HasFutures(Protocol):
+    """A `MapFuture`: many tasks."""
+
+    def futures(self) -> list[Future]: ...
+
+
+AnyFuture = Future | HasFutures
 
 
 class DoneAndNotDone(NamedTuple):
@@ -153,8 +157,10 @@ def _flat(futures: AnyFuture | Iterable[AnyFuture]) -> list[Future]:
     """Single futures, whatever mixture of futures and maps was given."""
     if isinstance(futures, Future):
         return [futures]
+    if isinstance(futures, HasFutures):  # before Iterable: a map iterates over results
+        return futures.futures()
     flat: list[Future] = []
-    for item in futures.futures() if hasattr(futures, "futures") else futures:
+    for item in futures:
         flat += [item] if isinstance(item, Future) else item.futures()
     return flat
 

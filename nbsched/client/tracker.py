@@ -11,7 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeVar, cast
 
 from nbsched.client.delivery import delivery
 from nbsched.client.progress import Progress
@@ -20,8 +20,25 @@ from nbsched.indexset import Range
 from nbsched.messages import Outcome
 from nbsched.model import ClientId, JobId, JobRecord, TaskRange, WorkerId
 
-if TYPE_CHECKING:
-    from nbsched.client.futures import Future
+
+class TaskFuture(Protocol):
+    """A future as its tracker sees it: it is told what happens to its task."""
+
+    def done(self) -> bool: ...
+
+    def _mark_running(self) -> None: ...
+
+    def _resolve(self) -> None:
+        """The outcome is there; called on the delivery thread."""
+
+    def _fail(self, error: BaseException) -> None:
+        """No outcome will come."""
+
+    def _reopen(self) -> None:
+        """The task runs again."""
+
+
+F = TypeVar("F", bound=TaskFuture)
 
 
 class JobTracker:
@@ -40,7 +57,7 @@ class JobTracker:
         self._arrivals: list[Range] = []
         """Tasks in the order in which they ended."""
         self._running: dict[WorkerId, frozenset[int]] = {}
-        self._futures: weakref.WeakValueDictionary[int, Future] = weakref.WeakValueDictionary()
+        self._futures: weakref.WeakValueDictionary[int, TaskFuture] = weakref.WeakValueDictionary()
         self._listeners: list[Callable[[], None]] = []
         self._started = time.monotonic() - max(0.0, time.time() - record.submitted_at)
         self._ended: float | None = None
@@ -73,7 +90,7 @@ class JobTracker:
         view = memoryview(body)
         at = 0
         with self.changed:
-            resolved: list[Future] = []
+            resolved: list[TaskFuture] = []
             for outcome in outcomes:
                 size = sum(outcome.sizes)
                 for start, stop in self._store.apply(outcome, view[at : at + size]):
@@ -128,7 +145,7 @@ class JobTracker:
         else:
             self._ended = None
 
-    def _live_futures(self, start: int, stop: int) -> list[Future]:
+    def _live_futures(self, start: int, stop: int) -> list[TaskFuture]:
         if not self._futures:
             return []
         if stop - start > len(self._futures):
@@ -216,21 +233,22 @@ class JobTracker:
         with self.changed:
             self._listeners.remove(listener)
 
-    def future(self, index: int, make: Callable[[int], Future]) -> Future:
+    def future(self, index: int, make: Callable[[int], F]) -> F:
         """The future of a task: the same object as long as somebody holds it."""
         with self.changed:
             found = self._futures.get(index)
             if found is not None:
-                return found
-            found = self._futures[index] = make(index)
+                return cast(F, found)  # the one that an earlier call made
+            made = make(index)
+            self._futures[index] = made
             if self.is_running(index):
-                found._mark_running()
+                made._mark_running()
             ended = not self._pending(index)
         if ended:
-            found._resolve()
+            made._resolve()
         elif self.failure is not None:
-            found._fail(self.failure)
-        return found
+            made._fail(self.failure)
+        return made
 
     # ------------------------------------------------------------ cancel and retry
 
