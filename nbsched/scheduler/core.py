@@ -131,9 +131,9 @@ def _status(job: Job) -> SaveStatus:
     return SaveStatus(
         job=job.record.id,
         state=job.state,
-        ok=len(job.ok),
-        failed=len(job.failed),
-        cancelled=len(job.cancelled),
+        ok=len(job.ended.ok),
+        failed=len(job.ended.failed),
+        cancelled=len(job.ended.cancelled),
         total=job.total,
         note=job.note,
     )

@@ -7,7 +7,7 @@ Every uploaded task is in exactly one of these states:
     delayed     waits for its retry's time           (dict index -> time)
     assigned    held by a worker                     (IndexSet per worker)
     publishing  the leader's own outcome for it is on its way to the log
-    ok | failed | cancelled                          final in this round
+    ended       ok, failed or cancelled: final in this round
 
 `stopping` marks tasks that the user wants cancelled and that have no outcome yet;
 wherever such a task would be queued again, it is cancelled instead.
@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, replace
 from nbsched.indexset import IndexSet, Range
 from nbsched.messages import BlockRef, JobCounts, Outcome, OutcomeState
 from nbsched.model import JobRecord, JobState, RequestId, TaskRange, WorkerId
+from nbsched.scheduler.ended import Ended
 
 _SPEED_WEIGHT = 0.3
 """Weight of a new measurement in the running mean of seconds per task."""
@@ -58,9 +59,7 @@ class Job:
     delayed: dict[int, float] = field(default_factory=dict)
     assigned: dict[WorkerId, IndexSet] = field(default_factory=dict)
     publishing: IndexSet = field(default_factory=IndexSet)
-    ok: IndexSet = field(default_factory=IndexSet)
-    failed: IndexSet = field(default_factory=IndexSet)
-    cancelled: IndexSet = field(default_factory=IndexSet)
+    ended: Ended = field(default_factory=Ended)
     stopping: IndexSet = field(default_factory=IndexSet)
     history: dict[int, TaskHistory] = field(default_factory=dict)
     wanted_round: dict[int, int] = field(default_factory=dict)
@@ -85,12 +84,8 @@ class Job:
         return bool(self.ready) or bool(self.fresh)
 
     @property
-    def ended_count(self) -> int:
-        return len(self.ok) + len(self.failed) + len(self.cancelled)
-
-    @property
     def finished(self) -> bool:
-        return self.total is not None and self.ended_count >= self.total
+        return self.total is not None and len(self.ended) >= self.total
 
     @property
     def assigned_count(self) -> int:
@@ -103,13 +98,10 @@ class Job:
     def history_of(self, index: int) -> TaskHistory:
         return self.history.get(index, _NO_HISTORY)
 
-    def is_final(self, index: int) -> bool:
-        return index in self.ok or index in self.failed or index in self.cancelled
-
     def final_state(self) -> JobState:
-        if self.failed:
+        if self.ended.failed:
             return JobState.FAILED
-        return JobState.CANCELLED if self.cancelled else JobState.SUCCEEDED
+        return JobState.CANCELLED if self.ended.cancelled else JobState.SUCCEEDED
 
     def blocks_of(self, start: int, stop: int) -> tuple[BlockRef, ...]:
         """The blocks that hold the items ``start`` to ``stop``."""
@@ -123,9 +115,9 @@ class Job:
         return JobCounts(
             job=self.record.id,
             total=self.total,
-            ok=len(self.ok),
-            failed=len(self.failed),
-            cancelled=len(self.cancelled),
+            ok=len(self.ended.ok),
+            failed=len(self.ended.failed),
+            cancelled=len(self.ended.cancelled),
             queued=self.queued_count,
             assigned=self.assigned_count,
             note=self.note,
@@ -255,7 +247,7 @@ class Job:
         if outcome.round < history.round:
             return []
         if outcome.round > history.round:  # a retry that an earlier leader carried out
-            self._leave_final(index)
+            self.ended.leave(index)
             self._unqueue(index)
             self.history[index] = TaskHistory(round=outcome.round)
         self._finish(index, index + 1, outcome.state, worker)
@@ -266,11 +258,11 @@ class Job:
     def _apply_retry(self, outcome: Outcome, worker: WorkerId, now: float) -> list[Range]:
         index, history = outcome.start, self.history_of(outcome.start)
         if outcome.round > history.round:
-            self._leave_final(index)
+            self.ended.leave(index)
             self._unqueue(index)
             history = TaskHistory(round=outcome.round)
         crash = outcome.crashes > history.crashes
-        stale = outcome.round < history.round or self.is_final(index)
+        stale = outcome.round < history.round or index in self.ended
         if stale or not (crash or outcome.attempt >= history.attempt):
             return []
         self.history[index] = TaskHistory(
@@ -288,16 +280,7 @@ class Job:
 
     def _finish(self, start: int, stop: int, state: OutcomeState, worker: WorkerId) -> None:
         """Mark as ended what has not ended yet: the first valid outcome wins."""
-        target = {
-            OutcomeState.OK: self.ok,
-            OutcomeState.FAILED: self.failed,
-            OutcomeState.CANCELLED: self.cancelled,
-        }[state]
-        open_ranges = [(start, stop)]
-        for ended in (self.ok, self.failed, self.cancelled):
-            open_ranges = [gap for low, high in open_ranges for gap in ended.missing(low, high)]
-        for low, high in open_ranges:
-            target.add(low, high)
+        for low, high in self.ended.enter(start, stop, state):
             self.fresh.remove(low, high)
             self.stopping.remove(low, high)
             self._unassign(low, high, worker)
@@ -364,12 +347,12 @@ class Job:
             for index in range(named.start, min(named.stop, self.uploaded)):
                 history = self.history_of(index)
                 if history.round > named.round or (
-                    history.round == named.round and self.is_final(index)
+                    history.round == named.round and index in self.ended
                 ):
                     continue  # already carried out
                 pending.add(index, index + 1)
                 self.wanted_round[index] = max(named.round, self.wanted_round.get(index, 0))
-                if history.round < named.round and self.is_final(index):
+                if history.round < named.round and index in self.ended:
                     to_cancel += self._start_round(index, named.round)
         self.requests[request] = pending
         return to_cancel
@@ -386,17 +369,14 @@ class Job:
         return done
 
     def _start_round(self, index: int, round_: int) -> list[Range]:
-        self._leave_final(index)
+        self.ended.leave(index)
         self.history[index] = TaskHistory(round=round_)
         self.cancel_all = False
         return self._queue_again(index, index + 1)
 
     def _open_tasks(self, start: int, stop: int) -> list[Range]:
         """Tasks of a range that have not ended."""
-        open_ranges = [(start, min(stop, self.uploaded))]
-        for ended in (self.ok, self.failed, self.cancelled):
-            open_ranges = [gap for low, high in open_ranges for gap in ended.missing(low, high)]
-        return open_ranges
+        return self.ended.still_open(start, min(stop, self.uploaded))
 
     def _in_round(self, named: TaskRange) -> Iterator[Range]:
         """The tasks of a named range that are still in that round."""
@@ -452,10 +432,6 @@ class Job:
         self.fresh.remove(index, index + 1)
         self.ready.pop(index, None)
         self.delayed.pop(index, None)
-
-    def _leave_final(self, index: int) -> None:
-        for ended in (self.ok, self.failed, self.cancelled):
-            ended.remove(index, index + 1)
 
     def _measure(self, seconds: float) -> None:
         if self.task_s is None:

@@ -249,7 +249,8 @@ class World:
 
     def check(self) -> None:
         for job in self.state.jobs.values():
-            homes = [job.fresh, job.ok, job.failed, job.cancelled, job.publishing]
+            ended = job.ended
+            homes = [job.fresh, ended.ok, ended.failed, ended.cancelled, job.publishing]
             homes += list(job.assigned.values())
             counted = sum(map(len, homes)) + len(job.ready) + len(job.delayed)
             assert counted == job.uploaded, f"tasks in no state or in two: {job}"

@@ -269,7 +269,7 @@ def test_outcomes_that_come_twice_count_once() -> None:
     world.finish_one(_worker(world, "w0"))
     world.log.append(world.log[-1])
     world.read_log()
-    assert len(world.state.jobs[J].ok) == 1
+    assert len(world.state.jobs[J].ended.ok) == 1
 
 
 def test_a_job_without_a_matching_worker_says_why_it_waits() -> None:
