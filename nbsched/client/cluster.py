@@ -99,7 +99,8 @@ class Submitter:
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
         """Run ``fn(*args, **kwargs)`` on the cluster. Options: ``options(...).submit``."""
-        tracker = self._begin(fn, [(args, kwargs)], "apply", None, self._options, None)[0]
+        tracker, upload = self._begin(fn, [(args, kwargs)], "apply", None, self._options, None)
+        upload.advance(-1)  # a large argument is not in the record: seals the job
         return _future(self._session, tracker, self._options)
 
     def options(self, **options: object) -> Submitter:

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,22 @@ def test_submit_passes_arguments_and_keywords(cluster: LocalCluster) -> None:
     future = cluster.submit(join, "a", "b", sep="-")
     assert future.result(20) == "a-b"
     assert future.done()
+
+
+def test_a_submit_with_large_arguments_is_whole_and_can_be_attached_and_cancelled(
+    cluster: LocalCluster,
+) -> None:
+    future = cluster.submit(len, b"x" * 200_000)
+    assert future.result(20) == 200_000
+    job = future.job_id
+    del future
+    again = cluster.attach(job)
+    assert again.result(20) == 200_000
+    (info,) = [info for info in cluster.jobs() if info.id == job]
+    assert info.total == 1
+    slow = cluster.submit(lambda _: time.sleep(60), b"x" * 200_000)
+    assert slow.cancel()
+    until(slow.cancelled)
 
 
 def test_200_arrays_of_a_mebibyte(cluster: LocalCluster) -> None:
