@@ -5,17 +5,21 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
+import logging
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ALL_COMPLETED, CancelledError
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from nbsched.client.interrupts import OnInterrupt, ends_job_on_interrupt
-from nbsched.client.results import TaskState
+from nbsched.client.results import Segment
 from nbsched.client.tracker import JobTracker
 from nbsched.model import JobId
 
+log = logging.getLogger(__name__)
+
 _PENDING, _RUNNING = "PENDING", "RUNNING"
-_CANCELLED, _NOTIFIED, _FINISHED = "CANCELLED", "CANCELLED_AND_NOTIFIED", "FINISHED"
+_NOTIFIED, _FINISHED = "CANCELLED_AND_NOTIFIED", "FINISHED"
 
 
 class Future(concurrent.futures.Future):  # type: ignore[type-arg]
@@ -34,10 +38,13 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
         on_interrupt: OnInterrupt = "cancel",
     ) -> None:
         super().__init__()
+        self._done_callbacks: list[Callable[[Any], object]] = []
         self._tracker = tracker
         self._cancel_tasks = cancel
         self._retry_tasks = retry
         self._on_interrupt = on_interrupt
+        self._settled: Segment | None = None
+        """The outcome that this future shows."""
         self.index = index
         """The task's position in its job."""
 
@@ -105,35 +112,56 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
             self._state = _PENDING
             self._result = None
             self._exception = None
+            self._settled = None
 
     def _resolve(self) -> None:
         """Take over the task's outcome: unpickles it, wakes waiters, runs callbacks."""
-        state = self._tracker.state(self.index)
-        if state is TaskState.PENDING or self.done():
+        while (segment := self._tracker.outcome(self.index)) is not None:
+            if self._settled is segment:
+                return
+            error = None if segment.cancelled else segment.exception(self.index)
+            value = None if segment.cancelled or error is not None else segment.value(self.index)
+            with self._tracker.changed:
+                # While it was unpickled, a retry may have made it an old one.
+                if not self._tracker.is_outcome(self.index, segment):
+                    continue
+                callbacks = self._settle(segment, value, error)
+            self._call_back(callbacks)
             return
-        if state is TaskState.CANCELLED:
-            self._end_cancelled()
-            return
-        try:
-            error = self._tracker.exception(self.index)
-            if error is None:
-                self.set_result(self._tracker.value(self.index))
-            else:
-                self.set_exception(error)
-        except concurrent.futures.InvalidStateError:
-            return  # another thread was quicker
+
+    def _settle(
+        self, segment: Segment, value: Any, error: BaseException | None
+    ) -> list[Callable[[Any], object]]:
+        """End in this outcome, whatever an earlier one was; returns the callbacks to run."""
+        with self._condition:
+            if self._settled is segment:
+                return []
+            self._settled = segment
+            self._result, self._exception = value, error
+            self._state = _NOTIFIED if segment.cancelled else _FINISHED
+            for waiter in self._waiters:
+                if segment.cancelled:
+                    waiter.add_cancelled(self)
+                elif error is not None:
+                    waiter.add_exception(self)
+                else:
+                    waiter.add_result(self)
+            # Each is called once, and not again after a retry.
+            callbacks = list(self._done_callbacks)
+            self._done_callbacks.clear()
+            self._condition.notify_all()
+        return callbacks
+
+    def _call_back(self, callbacks: list[Callable[[Any], object]]) -> None:
+        for callback in callbacks:
+            try:
+                callback(self)
+            except Exception:
+                log.exception("A callback of %r raised an exception", self)
 
     def _fail(self, error: BaseException) -> None:
-        if not self.done():
+        with contextlib.suppress(concurrent.futures.InvalidStateError):  # it has ended
             self.set_exception(error)
-
-    def _end_cancelled(self) -> None:
-        with self._condition:
-            if self._state not in (_PENDING, _RUNNING):
-                return
-            self._state = _PENDING  # the base class cancels nothing that runs
-        super().cancel()
-        self.set_running_or_notify_cancel()
 
 
 @runtime_checkable

@@ -32,10 +32,12 @@ def cancel_tasks(session: Session, tracker: JobTracker, indices: Sequence[int]) 
 
 def retry_tasks(session: Session, tracker: JobTracker, indices: Sequence[int]) -> int:
     """Ask for ended tasks to run again; returns how many."""
-    ranges = tracker.reopen(indices)
+    ranges = tracker.to_retry(indices)
     for some in _portions(ranges):
         request = RetryRequest(id=new_request_id(), job=tracker.id, at=time.time(), ranges=some)
         session.run(_put(session, request))
+        # Not before it is durable: a task whose request failed would never end again.
+        tracker.reopen(some)
     return sum(named.stop - named.start for named in ranges)
 
 

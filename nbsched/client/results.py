@@ -50,24 +50,32 @@ class Segment:
 
     def value(self, index: int) -> Any:
         """The result of a task. Raises its exception, or ResultNotReadableError."""
-        if self._values is None:
-            self._values = self._decode()
-            self._raw = None
-        value = self._values[index - self._outcome.start]
+        value = self._decoded()[index - self._outcome.start]
         if isinstance(value, _Raised):
-            raise value.error
+            # Without the frames of an earlier raise: they would be shown again.
+            raise value.error.with_traceback(None)
         return value
 
     def exception(self, index: int) -> BaseException | None:
-        try:
-            self.value(index)
-        except BaseException as error:
-            return error
-        return None
+        """The exception of a task, which is not raised; None when it has a result."""
+        value = self._decoded()[index - self._outcome.start]
+        return value.error if isinstance(value, _Raised) else None
 
-    def _decode(self) -> list[Any]:
-        outcome, raw = self._outcome, self._raw
-        assert raw is not None, "decoded twice"
+    @property
+    def cancelled(self) -> bool:
+        return self._outcome.state is OutcomeState.CANCELLED
+
+    def _decoded(self) -> list[Any]:
+        raw = self._raw  # before the values: another thread may decode at the same time
+        values = self._values
+        if values is None:
+            assert raw is not None, "the bytes go when the values are there"
+            values = self._values = self._decode(raw)
+            self._raw = None
+        return values
+
+    def _decode(self, raw: memoryview) -> list[Any]:
+        outcome = self._outcome
         count = outcome.stop - outcome.start
         if outcome.encoding is Encoding.NOTHING:
             return [_Raised(CancelledError())] * count
@@ -166,6 +174,10 @@ class ResultStore:
 
     def round(self, index: int) -> int:
         return self._rounds.get(index, 0)
+
+    def segment(self, index: int) -> Segment | None:
+        """The outcome of a task that has ended; None while it is pending."""
+        return self._segments[index]
 
     def value(self, index: int) -> Any:
         segment = self._segments[index]

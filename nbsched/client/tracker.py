@@ -7,6 +7,8 @@ callback runs under it.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import threading
 import time
 import weakref
@@ -15,10 +17,12 @@ from typing import Any, Protocol, TypeVar, cast
 
 from nbsched.client.delivery import delivery
 from nbsched.client.progress import Progress
-from nbsched.client.results import ResultStore, TaskState
+from nbsched.client.results import ResultStore, Segment, TaskState
 from nbsched.indexset import Range
 from nbsched.messages import Outcome
 from nbsched.model import ClientId, JobId, JobRecord, TaskRange, WorkerId
+
+log = logging.getLogger(__name__)
 
 
 class TaskFuture(Protocol):
@@ -156,7 +160,11 @@ class JobTracker:
 
     def _tell(self, listeners: list[Callable[[], None]]) -> None:
         for listener in listeners:
-            listener()
+            try:
+                listener()
+            except Exception:
+                log.exception("job=%s a listener failed and is dropped", self.id)
+                self.unlisten(listener)
 
     # ------------------------------------------------------------ asked by users
 
@@ -174,6 +182,15 @@ class JobTracker:
         """Every task of the sealed job has ended."""
         pending = self._store.count(TaskState.PENDING)
         return self._total is not None and not pending and len(self._store) >= self._total
+
+    def outcome(self, index: int) -> Segment | None:
+        """What a task has ended with, not unpickled yet; None: it has not ended."""
+        with self.changed:
+            return self._store.segment(index)
+
+    def is_outcome(self, index: int, segment: Segment) -> bool:
+        """Whether a task's outcome is (still) this one; ask while ``changed`` is held."""
+        return self._store.segment(index) is segment
 
     def state(self, index: int) -> TaskState:
         with self.changed:
@@ -230,7 +247,7 @@ class JobTracker:
             self._listeners.append(listener)
 
     def unlisten(self, listener: Callable[[], None]) -> None:
-        with self.changed:
+        with self.changed, contextlib.suppress(ValueError):  # dropped, as it had failed
             self._listeners.remove(listener)
 
     def future(self, index: int, make: Callable[[int], F]) -> F:
@@ -257,19 +274,27 @@ class JobTracker:
         with self.changed:
             return self._store.open_ranges(i for i in indices if self._pending(i))
 
-    def reopen(self, indices: Sequence[int]) -> tuple[TaskRange, ...]:
-        """Put ended tasks back to pending, in a new round; returns them as a request."""
+    def to_retry(self, indices: Sequence[int]) -> tuple[TaskRange, ...]:
+        """Those of the tasks that have ended, with the rounds that would come next."""
         with self.changed:
-            chosen = [index for index in indices if not self._pending(index)]
-            futures = [f for index in chosen if (f := self._futures.get(index)) is not None]
-            for index in chosen:
-                self._store.reopen(index, self._store.round(index) + 1)
-            ranges = self._store.open_ranges(iter(chosen))
+            ended = self._store.open_ranges(i for i in indices if not self._pending(i))
+        return tuple(TaskRange(named.start, named.stop, named.round + 1) for named in ended)
+
+    def reopen(self, ranges: Sequence[TaskRange]) -> None:
+        """Put tasks back to pending, in the rounds that are named.
+
+        A task that is in its round already stays as it is: its outcome was quicker.
+        """
+        with self.changed:
+            for named in ranges:
+                for index in range(named.start, named.stop):
+                    if self._store.round(index) < named.round:
+                        self._store.reopen(index, named.round)
+                        future = self._futures.get(index)
+                        if future is not None:
+                            future._reopen()
             self._check_end()
-            for future in futures:
-                future._reopen()
             self.changed.notify_all()
-        return ranges
 
     # ------------------------------------------------------------ progress
 

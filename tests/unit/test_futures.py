@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from nbsched import as_completed, wait
+from nbsched.client.delivery import delivery
 from nbsched.client.futures import Future
 from nbsched.client.tracker import JobTracker
 from nbsched.messages import Encoding, ErrorReport, Outcome, OutcomeState, encode
 from nbsched.model import WorkerId
+from support.conditions import until
 from support.simulation import job_record
 
 
@@ -22,9 +24,15 @@ def _tracker(total: int = 3) -> JobTracker:
     return JobTracker(job_record(total=total))
 
 
+def _retry(tracker: JobTracker, indices: list[int]) -> int:
+    ranges = tracker.to_retry(indices)
+    tracker.reopen(ranges)
+    return len(ranges)
+
+
 def _future(tracker: JobTracker, index: int) -> Future:
     def make(i: int) -> Future:
-        return Future(tracker, i, lambda _: True, lambda indices: len(tracker.reopen(indices)))
+        return Future(tracker, i, lambda _: True, lambda indices: _retry(tracker, indices))
 
     return tracker.future(index, make)
 
@@ -91,6 +99,84 @@ def test_retry_puts_the_same_future_back_to_pending() -> None:
     assert not future.done()
     _ok(tracker, 0, "again", round_=1)
     assert future.result(5) == "again"
+
+
+class SlowToUnpickleError(Exception):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (SlowToUnpickleError.made, ())
+
+    @staticmethod
+    def made() -> SlowToUnpickleError:
+        SlowToUnpickleError.begun.set()
+        assert SlowToUnpickleError.go_on.wait(10)
+        return SlowToUnpickleError("the old one")
+
+
+def test_a_retry_while_the_old_outcome_is_unpickled_leaves_no_trace_of_it() -> None:
+    tracker = _tracker(1)
+    future = _future(tracker, 0)
+    ended = threading.Event()
+    future.add_done_callback(lambda _: ended.set())
+    _failed(tracker, 0, SlowToUnpickleError())
+    assert SlowToUnpickleError.begun.wait(10)
+    _retry(tracker, [0])
+    SlowToUnpickleError.go_on.set()
+    delivered = threading.Event()
+    delivery().put(delivered.set)
+    assert delivered.wait(10)
+    assert not future.done()
+    assert not ended.is_set()
+    _ok(tracker, 0, "new", round_=1)
+    assert future.result(10) == "new"
+    assert ended.wait(10)
+
+
+def test_an_outcome_of_the_new_round_that_comes_before_the_retry_returns_counts() -> None:
+    tracker = _tracker(1)
+    future = _future(tracker, 0)
+    _failed(tracker, 0, ValueError("no"))
+    assert isinstance(future.exception(10), ValueError)
+    ranges = tracker.to_retry([0])
+    _ok(tracker, 0, "quick", round_=1)
+    tracker.reopen(ranges)
+    until(lambda: future.exception(10) is None)
+    assert future.result(10) == "quick"
+    assert tracker.finished
+
+
+def test_a_callback_is_called_once_however_often_the_task_runs() -> None:
+    tracker = _tracker(1)
+    future = _future(tracker, 0)
+    seen: list[int] = []
+    future.add_done_callback(lambda _: seen.append(1))
+    _failed(tracker, 0, ValueError("no"))
+    until(lambda: seen)
+    future.retry()
+    again = threading.Event()
+    future.add_done_callback(lambda _: again.set())
+    _ok(tracker, 0, 1, round_=1)
+    assert again.wait(10)
+    assert seen == [1]
+
+
+def test_a_listener_that_fails_is_dropped_and_holds_up_nobody(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tracker = _tracker(2)
+    heard: list[int] = []
+
+    def fails() -> None:
+        raise RuntimeError("Event loop is closed")
+
+    tracker.listen(fails)
+    tracker.listen(lambda: heard.append(1))
+    _ok(tracker, 0, 1)
+    _ok(tracker, 1, 1)
+    assert heard == [1, 1]
+    assert caplog.text.count("a listener failed") == 1
+    tracker.unlisten(fails)
 
 
 def test_a_task_that_has_not_ended_is_not_retried() -> None:
