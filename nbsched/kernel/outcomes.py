@@ -6,12 +6,9 @@ Nothing here may raise because of what the user's objects do: an exception whose
 
 from __future__ import annotations
 
-import io
 import os
-import pickle
 import sys
 import traceback
-from types import BuiltinFunctionType
 from typing import Any
 
 from nbsched.messages import ErrorReport
@@ -21,44 +18,11 @@ _OWN_FILES = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _SMALL_BYTES = 4096
 _MAX_TEXT = 100_000
 _MAX_CAUSES = 8
-_PLAIN_MODULES = frozenset(
-    {"builtins", "collections", "datetime", "decimal", "fractions", "numpy", "uuid"}
-)
-"""Every client has these, under these names: pickling by reference is right for them."""
 
 
 def is_small_scalar(value: object) -> bool:
     """Whether many such results may share one pickle."""
     return type(value) in pickling.SCALAR_TYPES and sys.getsizeof(value) <= _SMALL_BYTES
-
-
-def dump_result(value: object) -> bytes:
-    """Pickle a result as `pickling.dumps` does. Raises what pickling raises.
-
-    `pickling.dumps` looks through all imported modules first, for classes that have to
-    travel by value. Results that consist of plain data do not need that.
-    """
-    try:
-        file = io.BytesIO()
-        _PlainPickler(file, protocol=pickling.PROTOCOL).dump(value)
-        return file.getvalue()
-    except Exception:
-        return pickling.dumps(value)
-
-
-class _NotPlainError(Exception):
-    """Something here is neither plain data nor of a module that every client has."""
-
-
-class _PlainPickler(pickle.Pickler):
-    """The fast pickler, giving up at the first object that may need to go by value."""
-
-    def reducer_override(self, obj: Any) -> Any:
-        owner = obj if isinstance(obj, (type, BuiltinFunctionType)) else type(obj)
-        module = getattr(owner, "__module__", None)
-        if isinstance(module, str) and module.partition(".")[0] in _PLAIN_MODULES:
-            return NotImplemented
-        raise _NotPlainError
 
 
 # ---------------------------------------------------------------- exceptions

@@ -20,6 +20,7 @@ from nbsched.kernel.protocol import Hello, RunTasks
 from nbsched.kernel.retrypolicy import Accept, Again, Attempt, BrokenPolicyError, GiveUp, Replace
 from nbsched.kernel.sharedstate import CANCELLED, SharedState
 from nbsched.messages import Encoding, ErrorReport, Outcome, OutcomeState
+from nbsched.payload import pickling
 
 
 class TaskRunner:
@@ -141,7 +142,7 @@ class TaskRunner:
             self._outbox.scalar(task.batch, task.run, task.index, value, task.elapsed_s())
             return
         try:
-            data = outcomes.dump_result(value)
+            data = pickling.dumps(value)
         except BaseException as error:
             self._fail(task, _unpicklable(task, value, error))
             return

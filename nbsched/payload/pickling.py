@@ -10,33 +10,25 @@ from __future__ import annotations
 
 import io
 import linecache
-import os
 import pickle
-import sys
-import sysconfig
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FunctionType, ModuleType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import cloudpickle
 import msgspec
 
 from nbsched.errors import NotPicklableError
+from nbsched.payload import localmodules
 
 PROTOCOL = 5
 SCALAR_TYPES = frozenset({int, float, bool, str, bytes, complex, type(None)})
 """Immutable and without identity: many may share one pickle."""
 
-_registration = threading.Lock()
-_INSTALLED = tuple(
-    {
-        os.path.realpath(path) + os.sep
-        for name in ("stdlib", "platstdlib", "purelib", "platlib")
-        if (path := sysconfig.get_path(name))
-    }
+_PLAIN_MODULES = frozenset(
+    {"builtins", "collections", "datetime", "decimal", "fractions", "numpy", "uuid"}
 )
+"""Every process has these, under these names: pickling by reference is right for them."""
 
 
 class Function(msgspec.Struct, frozen=True):
@@ -67,9 +59,36 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         return reduced
 
 
+class _NotPlainError(Exception):
+    """Something here is neither plain data nor of a module that every process has."""
+
+
+class _PlainPickler(pickle.Pickler):
+    """The fast pickler, giving up at the first object that may need to go by value."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        named = isinstance(obj, (type, FunctionType, BuiltinFunctionType))
+        module = getattr(obj if named else type(obj), "__module__", None)
+        if isinstance(module, str) and module.partition(".")[0] in _PLAIN_MODULES:
+            return NotImplemented
+        raise _NotPlainError
+
+
 def dumps(value: object) -> bytes:
-    """Pickle any value so that a worker can read it. Raises what pickling raises."""
-    with _local_modules_by_value():
+    """Pickle any value so that the other side can read it. Raises what pickling raises.
+
+    Most items and results are plain data, which needs none of cloudpickle's care.
+    """
+    try:
+        file = io.BytesIO()
+        _PlainPickler(file, protocol=PROTOCOL).dump(value)
+        return file.getvalue()
+    except Exception:  # the careful way says what is wrong, if anything is
+        return _dumps_with_care(value)
+
+
+def _dumps_with_care(value: object) -> bytes:
+    with localmodules.by_value():
         return bytes(_dump(value)[0])
 
 
@@ -86,7 +105,7 @@ def dump_function(fn: Callable[..., Any], retry: object | None = None) -> bytes:
     Raises:
         NotPicklableError: names the member that cannot be pickled.
     """
-    with _local_modules_by_value():
+    with localmodules.by_value():
         try:
             data, code_files = _dump(fn)
         except Exception as error:
@@ -113,7 +132,8 @@ def describe(fn: object) -> str:
 
 def explain_item(item: object, index: int, error: Exception) -> str:
     """The message for an item that cannot be pickled."""
-    return _explain(item, error, f"Item {index} ({type(item).__qualname__})")
+    with localmodules.by_value():
+        return _explain(item, error, f"Item {index} ({type(item).__qualname__})")
 
 
 def _explain(value: object, error: Exception, subject: str) -> str:
@@ -186,53 +206,6 @@ def _sources(code_files: set[str]) -> dict[str, str]:
         if lines:
             texts[name] = "".join(lines)
     return texts
-
-
-@contextmanager
-def _local_modules_by_value() -> Iterator[None]:
-    """Let cloudpickle send modules beside the notebook by value, and only meanwhile."""
-    with _registration:
-        registered = []
-        for module in _local_modules():
-            if module.__name__ in cloudpickle.list_registry_pickle_by_value():
-                continue
-            cloudpickle.register_pickle_by_value(module)
-            registered.append(module)
-        try:
-            yield
-        finally:
-            for module in registered:
-                cloudpickle.unregister_pickle_by_value(module)
-
-
-def _local_modules() -> list[ModuleType]:
-    """Modules whose file lies under the working directory or the script's own.
-
-    Installed packages are importable on workers and travel by reference, even when
-    the environment lies under the working directory.
-    """
-    roots = _local_roots()
-    found = []
-    for name, module in list(sys.modules.items()):
-        if name == "__main__" or name.partition(".")[0] == "nbsched":
-            continue
-        file = getattr(module, "__file__", None)
-        if not isinstance(file, str) or not isinstance(module, ModuleType):
-            continue
-        installed = file.startswith(_INSTALLED) or "site-packages" in file
-        if file.startswith(roots) and not installed and module.__name__ == name:
-            found.append(module)
-    return found
-
-
-def _local_roots() -> tuple[str, ...]:
-    candidates = {os.getcwd()}
-    if sys.path and sys.path[0]:
-        candidates.add(os.path.abspath(sys.path[0]))
-    main = getattr(sys.modules.get("__main__"), "__file__", None)
-    if isinstance(main, str):
-        candidates.add(os.path.dirname(os.path.abspath(main)))
-    return tuple(path.rstrip(os.sep) + os.sep for path in candidates if path != os.sep)
 
 
 def loads(data: bytes | memoryview) -> Any:

@@ -18,6 +18,7 @@ from nbsched.kernel.protocol import Finished, Parser, Ready, Skipped
 from nbsched.kernel.retrypolicy import Accept, Again, Attempt, BrokenPolicyError, GiveUp, Replace
 from nbsched.kernel.sharedstate import SharedState
 from nbsched.messages import Outcome, OutcomeState
+from nbsched.payload import pickling
 from nbsched.worker.deaths import Death
 
 
@@ -79,7 +80,7 @@ class Own:
     ids=lambda value: type(value).__name__,
 )
 def test_results_survive_pickling(value: object) -> None:
-    copy = pickle.loads(outcomes.dump_result(value))
+    copy = pickle.loads(pickling.dumps(value))
     if callable(value) and not isinstance(value, type(len)):
         assert copy(1) == 2
     else:
@@ -87,7 +88,7 @@ def test_results_survive_pickling(value: object) -> None:
 
 
 def test_arrays_of_objects_survive_pickling() -> None:
-    copy = pickle.loads(outcomes.dump_result(np.array([Own(), None], dtype=object)))
+    copy = pickle.loads(pickling.dumps(np.array([Own(), None], dtype=object)))
     assert list(copy) == [Own(), None]
 
 

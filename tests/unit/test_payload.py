@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import pickle
+import sys
 import threading
 from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
 
 from nbsched.errors import AuthenticationError, ConfigurationError, NotPicklableError
-from nbsched.payload import blocks, envelope, pickling
+from nbsched.payload import blocks, envelope, localmodules, pickling
 from nbsched.payload.envelope import Envelope, Key, Kind
 
 KEY = Key.generate()
@@ -133,3 +139,68 @@ def test_packing_consumes_no_more_than_it_needs() -> None:
 
     next(blocks.pack(source(), 10**6, 5))
     assert len(taken) == 5
+
+
+class Point:
+    def __init__(self, x: int) -> None:
+        self.x = x
+
+
+def test_imported_modules_are_looked_through_once_and_not_for_each_item(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scans: list[int] = []
+    scan = localmodules.scan
+
+    def counting() -> list[ModuleType]:
+        scans.append(1)
+        return scan()
+
+    monkeypatch.setattr(localmodules, "scan", counting)
+    monkeypatch.setattr(localmodules._Known, "key", ())
+    list(blocks.pack([Point(x) for x in range(100)], 10**6))
+    assert len(scans) == 1
+
+
+@pytest.mark.parametrize(
+    "item", [(1, "a"), {"a": [1.5, None]}, np.arange(9), {np.float32(1): {2, 3}}], ids=str
+)
+def test_plain_data_needs_no_look_at_modules_at_all(
+    item: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pickling, "_dumps_with_care", None)
+    (block,) = blocks.pack([item], 1000)
+    assert str(pickle.loads(block.data)) == str(item)
+
+
+def _imported(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, source: str, name: str = "beside_notebook"
+) -> ModuleType:
+    """A module that lies in the working directory."""
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    (folder / f"{name}.py").write_text(source)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    return importlib.import_module(name)
+
+
+def _read_elsewhere(data: bytes, name: str = "beside_notebook") -> Any:
+    """Unpickle without the module."""
+    hidden = sys.modules.pop(name)
+    path, sys.path[:] = sys.path[:], [each for each in sys.path if each != str(Path.cwd())]
+    try:
+        return pickle.loads(data)
+    finally:
+        sys.path[:] = path
+        sys.modules[name] = hidden
+
+
+def test_a_module_imported_later_is_found_and_travels_by_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pickling.dumps(Point(1))  # the list of local modules is known now
+    source = "class Late: pass\ndef double(x): return 2 * x\n"
+    late = _imported(tmp_path, monkeypatch, source)
+    obj, double = _read_elsewhere(pickling.dumps([late.Late(), late.double]))
+    assert type(obj).__name__ == "Late"
+    assert double(4) == 8
