@@ -9,7 +9,8 @@ asyncio: the interpreter belongs to the user's code.
     loop          the kernel's main loop: one task after another
     jobs          callables, items and policies, unpickled once
     outbox        outcomes on their way back
-    outcomes      how results and exceptions become bytes
+    outcomes      how results and errors become bytes
+    exceptions    exceptions that arrive as themselves
     retrypolicy   whether a task that failed is to run again
     interrupts    the one way in which a running task is interrupted
     lifeline      dying with the daemon

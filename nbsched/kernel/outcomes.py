@@ -9,15 +9,15 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import Any
 
+from nbsched.kernel import exceptions
+from nbsched.kernel.exceptions import safe_text
 from nbsched.messages import ErrorReport
 from nbsched.payload import pickling
 
 _OWN_FILES = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _SMALL_BYTES = 4096
 _MAX_TEXT = 100_000
-_MAX_CAUSES = 8
 
 
 def is_small_scalar(value: object) -> bool:
@@ -34,7 +34,7 @@ def report_exception(error: BaseException) -> ErrorReport:
         type_name=type_name(error),
         message=safe_text(error),
         traceback=user_traceback(error),
-        pickle=_portable_pickle(error),
+        pickle=exceptions.portable_pickle(error),
     )
 
 
@@ -71,13 +71,6 @@ def type_name(error: BaseException) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def safe_text(error: BaseException) -> str:
-    try:
-        return str(error)[:_MAX_TEXT]
-    except BaseException as second:
-        return f"<{type(error).__qualname__} whose __str__ raised {type(second).__qualname__}>"
-
-
 def user_traceback(error: BaseException) -> str:
     """The formatted traceback with the frames of the user's code only."""
     try:
@@ -96,39 +89,3 @@ def _drop_own_frames(shown: traceback.TracebackException, depth: int) -> None:
     for other in inner:
         if other is not None and depth:
             _drop_own_frames(other, depth - 1)
-
-
-def _portable_pickle(error: BaseException) -> bytes | None:
-    """Pickle of the exception with its causes, or None when it does not survive that."""
-    portable = _portable(error, _MAX_CAUSES)
-    try:
-        return None if portable is None else pickling.dumps(portable)
-    except BaseException:
-        return None
-
-
-def _portable(error: BaseException, depth: int) -> object | None:
-    try:
-        copy = pickling.loads(pickling.dumps(error))
-    except BaseException:
-        return None
-    if type(copy).__qualname__ != type(error).__qualname__ or safe_text(copy) != safe_text(error):
-        return None
-    cause = _portable(error.__cause__, depth - 1) if error.__cause__ and depth else None
-    return error if cause is None else _Chained(error, cause)
-
-
-class _Chained:
-    """Pickles an exception together with its cause, which its own pickle leaves out."""
-
-    def __init__(self, error: BaseException, cause: object) -> None:
-        self._parts = error, cause
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return chain, self._parts
-
-
-def chain(error: BaseException, cause: BaseException) -> BaseException:
-    """Called when a chained exception is unpickled."""
-    error.__cause__ = cause
-    return error

@@ -13,6 +13,7 @@ from typing import Any
 from nbsched import messages
 from nbsched.errors import TaskError, TaskTimeoutError
 from nbsched.kernel import outcomes, retrypolicy
+from nbsched.kernel.exceptions import safe_text
 from nbsched.kernel.interrupts import Interrupts
 from nbsched.kernel.jobs import LoadedJob
 from nbsched.kernel.outbox import Outbox
@@ -181,7 +182,7 @@ class TaskRunner:
 
     def _unreadable(self, task: _Task, error: BaseException) -> ErrorReport:
         host = self._home.host
-        cause = f"{outcomes.type_name(error)}: {outcomes.safe_text(error)}"
+        cause = f"{outcomes.type_name(error)}: {safe_text(error)}"
         what = f"The {self._reading} of job {task.job.job}"
         if isinstance(error, ModuleNotFoundError) and error.name:
             message = (
@@ -237,14 +238,14 @@ class _Task:
 
 def _report(error: Exception, task: _Task) -> ErrorReport:
     if isinstance(error, TaskTimeoutError) and error.index == task.index:
-        text = outcomes.safe_text(error)
+        text = safe_text(error)
         return outcomes.report_system("TaskTimeoutError", text, error, index=task.index)
     return outcomes.report_exception(error)
 
 
 def _left(task: _Task, error: BaseException) -> ErrorReport:
     """An exit that is no exception: ``sys.exit``, KeyboardInterrupt, …"""
-    text = outcomes.safe_text(error)
+    text = safe_text(error)
     if isinstance(error, SystemExit):
         cause = f"sys.exit({'' if error.code is None else text})"
     else:
@@ -269,7 +270,7 @@ def _unsatisfied(task: _Task, *, final: bool) -> ErrorReport:
 
 def _unpicklable(task: _Task, value: object, error: BaseException) -> ErrorReport:
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
-    cause = f"{outcomes.type_name(error)}: {outcomes.safe_text(error)}"
+    cause = f"{outcomes.type_name(error)}: {safe_text(error)}"
     return outcomes.report_system(
         "ResultNotPicklableError",
         f"The result of task {task.index} ({kind}) cannot be sent back: it cannot be pickled"

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import threading
+import traceback
 from collections import OrderedDict
 from datetime import datetime
+from email.message import Message
 from typing import Any
+from urllib.error import HTTPError
 
 import numpy as np
 import pytest
@@ -102,25 +106,68 @@ def test_small_scalars_are_of_exact_types_and_small() -> None:
     assert not outcomes.is_small_scalar([1])
 
 
-def test_an_exception_whose_text_would_change_is_not_pickled() -> None:
+class AwkwardError(Exception):
+    def __init__(self, a: int, c: int) -> None:
+        super().__init__(f"{a}-{c}")
+        self.a = a
+        self.lock = threading.Lock()
+
+
+class AwkwardOSError(OSError):
+    def __init__(self, path: str) -> None:
+        super().__init__(2, "gone", path)
+
+
+def _arrived(error: BaseException) -> BaseException:
+    data = outcomes.report_exception(error).pickle
+    assert data is not None
+    copy = pickle.loads(data)
+    assert isinstance(copy, BaseException)
+    return copy
+
+
+def test_an_exception_with_a_constructor_of_its_own_arrives_as_itself() -> None:
     class DoubledError(Exception):
         def __init__(self, text: str) -> None:
             super().__init__(f"bad {text}")
 
-    report = outcomes.report_exception(DoubledError("x"))
+    copy = _arrived(DoubledError("x"))
+    assert type(copy).__name__ == "DoubledError"
+    assert str(copy) == "bad x"
+    copy = _arrived(AwkwardOSError("file"))
+    assert isinstance(copy, AwkwardOSError)
+    assert (copy.errno, copy.filename) == (2, "file")
+
+
+def test_attributes_that_cannot_be_pickled_are_left_out_and_named() -> None:
+    copy = _arrived(AwkwardError(1, 2))
+    assert isinstance(copy, AwkwardError)
+    assert (str(copy), copy.a, copy.lock) == ("1-2", 1, None)
+    assert "lock" in copy.__notes__[0]  # type: ignore[attr-defined]
+
+
+def test_an_http_error_arrives_and_can_be_printed() -> None:
+    body = open(os.devnull, "rb")  # noqa: SIM115 - it is closed with the error
+    with HTTPError("http://host/x", 404, "Not Found", Message(), body) as error:
+        copy = _arrived(error)
+    assert isinstance(copy, HTTPError)
+    assert copy.code == 404
+    assert "404" in "".join(traceback.format_exception(copy))
+
+
+def test_an_exception_whose_arguments_cannot_be_pickled_is_told_about() -> None:
+    report = outcomes.report_exception(ValueError("see", threading.Lock()))
     assert report.pickle is None
-    assert report.message == "bad x"
+    assert report.message.startswith("('see', <unlocked")
 
 
-def test_a_cause_that_cannot_be_pickled_is_left_out() -> None:
+def test_causes_arrive_or_are_left_out() -> None:
     error = ValueError("outer")
-    error.__cause__ = OSError(lambda: (i for i in ()))
-    inner = RuntimeError("inner")
-    inner.generator = (i for i in ())  # type: ignore[attr-defined]
-    error.__cause__ = inner
-    data = outcomes.report_exception(error).pickle
-    assert data is not None
-    copy = pickle.loads(data)
+    error.__cause__ = AwkwardError(1, 2)
+    cause = _arrived(error).__cause__
+    assert isinstance(cause, AwkwardError)
+    error.__cause__ = RuntimeError(threading.Lock())
+    copy = _arrived(error)
     assert copy.args == ("outer",)
     assert copy.__cause__ is None
 
