@@ -8,6 +8,7 @@ asyncio: the interpreter belongs to the user's code.
     sharedstate   what the daemon can see, and say, without a message
     loop          the kernel's main loop: one task after another
     jobs          callables, items and policies, unpickled once
+    workplace     the folder and the import path that tasks find
     outbox        outcomes on their way back
     outcomes      how results and errors become bytes
     exceptions    exceptions that arrive as themselves

@@ -43,19 +43,27 @@ class LoadedJob:
         self.job = job
         self.blocks: dict[int, Items] = {}
         self._shape = call
-        self._data = data
+        self._function: pickling.Function | None = pickling.load_function(data)
+        self.cwd = self._function.cwd
+        self.paths = self._function.paths
         self._fn: Callable[..., Any] | None = None
         self._policy: Any = None
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the callable has been unpickled."""
+        return self._fn is not None
 
     def function(self) -> Callable[..., Any]:
         """The callable, unpickled at the first call. Raises what unpickling raises."""
         if self._fn is None:
-            function = pickling.load_function(self._data)
+            function = self._function
+            assert function is not None, "it is dropped once the callable is there"
             remember_sources(function.sources)
             fn: Callable[..., Any] = pickle.loads(function.pickle)
             self._policy = None if function.retry is None else pickle.loads(function.retry)
             self._fn = fn
-            self._data = b""
+            self._function = None
         return self._fn
 
     @property

@@ -31,6 +31,7 @@ from nbsched.kernel.protocol import (
 from nbsched.kernel.sharedstate import SharedState
 from nbsched.kernel.tasks import TaskRunner
 from nbsched.model import JobId
+from nbsched.payload import localmodules
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str]) -> None:
         os.set_inheritable(fd, False)  # programs that tasks start have no business with them
     sys.argv[:] = ["nbsched-kernel"]
     _show_output_at_once()
+    # The client can import what was imported here from its own folders.
+    localmodules.send_by_reference()
     state = SharedState(memory_fd)
     Kernel(socket.socket(fileno=connection_fd), state, Interrupts(state)).serve()
 

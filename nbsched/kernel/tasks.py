@@ -20,6 +20,7 @@ from nbsched.kernel.outbox import Outbox
 from nbsched.kernel.protocol import Hello, RunTasks
 from nbsched.kernel.retrypolicy import Accept, Again, Attempt, BrokenPolicyError, GiveUp, Replace
 from nbsched.kernel.sharedstate import CANCELLED, SharedState
+from nbsched.kernel.workplace import Workplace
 from nbsched.messages import Encoding, ErrorReport, Outcome, OutcomeState
 from nbsched.payload import pickling
 
@@ -34,6 +35,7 @@ class TaskRunner:
         self._state = state
         self._interrupts = interrupts
         self._outbox = outbox
+        self._workplace = Workplace()
         self._pid = os.getpid()
         self._reading = ""
         """What of the input is being unpickled now, or ''."""
@@ -64,6 +66,7 @@ class TaskRunner:
             try:
                 self._reading = "callable"
                 self._interrupts.arm(task.run)
+                self._workplace.enter(task.job)
                 fn = task.job.function()
                 task.started_ns = time.monotonic_ns()
                 self._state.started(task.started_ns)
@@ -130,6 +133,7 @@ class TaskRunner:
     def _judge_timeout(self, task: _Task, after_s: float) -> None:
         """The task was killed for its time; only its policy is wanted here."""
         try:
+            self._workplace.enter(task.job)
             task.job.function()
         except BaseException as error:
             self._reading = "callable"

@@ -31,6 +31,7 @@ class _Known:
 
     key: tuple[object, ...] = ()
     names: tuple[str, ...] = ()
+    wanted: bool = True
 
 
 def folders() -> tuple[str, ...]:
@@ -70,7 +71,14 @@ def by_value() -> Iterator[None]:
                 cloudpickle.unregister_pickle_by_value(module)
 
 
+def send_by_reference() -> None:
+    """From now on no module of this process travels by value."""
+    _Known.wanted = False
+
+
 def _names() -> tuple[str, ...]:
+    if not _Known.wanted:
+        return ()
     first = sys.path[0] if sys.path else ""
     key = (len(sys.modules), working_directory(), first)
     if key != _Known.key:

@@ -38,11 +38,15 @@ class Function(msgspec.Struct, frozen=True):
         pickle: the callable.
         sources: text of each source file that does not exist elsewhere, by its name.
         retry: pickle of the tenacity policy, if any.
+        cwd: the client's working directory; tasks run there if their host has it.
+        paths: the client's folders of modules, to import from in the same way.
     """
 
     pickle: bytes
     sources: dict[str, str] = {}
     retry: bytes | None = None
+    cwd: str = ""
+    paths: tuple[str, ...] = ()
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
@@ -114,7 +118,8 @@ def dump_function(fn: Callable[..., Any], retry: object | None = None) -> bytes:
             policy = None if retry is None else _dump(retry)[0]
         except Exception as error:
             raise NotPicklableError(_explain(retry, error, "The retry policy")) from error
-    return msgspec.msgpack.encode(Function(data, _sources(code_files), policy))
+    cwd, paths = localmodules.working_directory(), localmodules.folders()
+    return msgspec.msgpack.encode(Function(data, _sources(code_files), policy, cwd, paths))
 
 
 def load_function(data: bytes | memoryview) -> Function:
