@@ -7,6 +7,7 @@ policy, pickling the result. No exception leaves `TaskRunner.run`.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from typing import Any
 
@@ -191,7 +192,7 @@ class TaskRunner:
         if isinstance(error, ModuleNotFoundError) and error.name:
             message = (
                 f"{what} needs a module that is missing: No module named {error.name!r} on worker"
-                f" host {host}: install it there."
+                f" host {host} ({sys.executable}): install it there."
             )
         else:
             message = (

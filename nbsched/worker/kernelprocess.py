@@ -159,9 +159,17 @@ def _start(connection: int, memory: int, lifeline: int, output: int) -> subproce
         # A session of its own: a terminal's Ctrl-C is not for kernels, and all that a
         # task starts can be killed with it.
         start_new_session=True,
-        # Servers' addresses and credentials are none of the user's code's business.
-        env={k: v for k, v in os.environ.items() if not k.startswith("NBSCHED_")},
+        env=_environment(),
     )
+
+
+def _environment() -> dict[str, str]:
+    """Servers' addresses and credentials are none of the user's code's business.
+
+    ``NBSCHED_KERNEL=1`` lets that code tell that it runs as a task.
+    """
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("NBSCHED_")}
+    return {**kept, "NBSCHED_KERNEL": "1"}
 
 
 async def _dead(process: subprocess.Popen[bytes]) -> None:

@@ -102,7 +102,7 @@ def test_a_kernel_imports_no_client_of_a_server_and_no_event_loop() -> None:
     run(scenario())
 
 
-def test_a_kernel_has_no_setting_of_nbsched_in_its_environment(
+def test_a_kernel_has_a_mark_and_no_setting_of_nbsched_in_its_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("NBSCHED_NATS_TOKEN", "secret")
@@ -112,7 +112,7 @@ def test_a_kernel_has_no_setting_of_nbsched_in_its_environment(
             job = await b.finish(
                 b.job(lambda _: [k for k in os.environ if k.startswith("NBSCHED_")])
             )
-            assert job.values() == [[]]
+            assert job.values() == [["NBSCHED_KERNEL"]]
 
     run(scenario())
 
@@ -278,9 +278,9 @@ def test_a_module_that_is_missing_on_the_worker_is_named(
             job = await b.finish(b.job(lambda x: gone, range(2)))
             assert job.states() == [FAILED, FAILED]
             failed_with(job.error(0), "InputNotReadableError")
-            assert "No module named 'surely_missing_module' on worker host bench" in (
-                job.error(1).message
-            )
+            message = job.error(1).message
+            assert "No module named 'surely_missing_module' on worker host bench" in message
+            assert f"({sys.executable}): install it there" in message
 
     run(scenario())
 
