@@ -204,10 +204,12 @@ class WorkerService:
     def _run_slice(self, command: RunSlice) -> Answer:
         if command.seq in self._seen:
             return Accepted(command.seq)
+        # A refused slice counts as received too. Else the sequence number of the reports
+        # stays behind, and the leader never takes back what is no longer held here.
+        self._seen.add(command.seq, command.seq + 1)
         if self._cpus == 0 or self._draining:
             reason = "it is draining" if self._draining else "it runs no tasks (cpus=0)"
             return Refused(f"worker {self._id} takes no tasks: {reason}", self._term)
-        self._seen.add(command.seq, command.seq + 1)
         if command.inline is not None:
             self._take_inline(command, command.inline)
         self._backlog.add(command)
