@@ -33,7 +33,7 @@ from nbsched.model import Candidate, Term, WorkerRecord, to_json
 from nbsched.names import Names, new_worker_id
 from nbsched.payload.envelope import Key
 from nbsched.settings import Settings, load
-from nbsched.storage import Absent, Lease, Put, Store
+from nbsched.storage import Absent, CreatedAt, Delete, Lease, Put, Store
 from nbsched.storage.etcd import EtcdStore
 from nbsched.transport import Bus
 from nbsched.transport.nats import NatsBus
@@ -136,17 +136,13 @@ class Daemon:
 
     async def _register(self, lease: Lease, *, draining: bool) -> None:
         record = msgspec.structs.replace(self.record, draining=draining)
-        candidate = Candidate(worker=self.record.id, host=self.record.host, pid=self.record.pid)
-        key = self.names.candidate(lease.id)
+        candidacy = self._candidacy(lease)
         commit = await self.store.commit(
-            [Absent(key)],
-            [
-                Put(self.names.worker(self.record.id), to_json(record), lease.id),
-                Put(key, to_json(candidate), lease.id),
-            ],
+            [Absent(candidacy.key)],
+            [Put(self.names.worker(self.record.id), to_json(record), lease.id), candidacy],
         )
         if not commit.succeeded:
-            raise NbschedError(f"The candidate key {key} exists already.")
+            raise NbschedError(f"The candidate key {candidacy.key} exists already.")
         log.info(
             "worker=%s joined %s with %s CPUs",
             self.record.id,
@@ -154,17 +150,25 @@ class Daemon:
             self.record.cpus,
         )
 
+    def _candidacy(self, lease: Lease) -> Put:
+        candidate = Candidate(worker=self.record.id, host=self.record.host, pid=self.record.pid)
+        return Put(self.names.candidate(lease.id), to_json(candidate), lease.id)
+
     async def _serve_under(self, lease: Lease, drain: asyncio.Event) -> None:
         """Stand in the election until the lease is gone."""
-        tasks = [
-            asyncio.ensure_future(lease.lost()),
-            asyncio.ensure_future(self._follow_election(lease)),
-            asyncio.ensure_future(self._announce_draining(lease, drain)),
+        over: asyncio.Queue[Term] = asyncio.Queue()
+        lost = asyncio.ensure_future(lease.lost())
+        election_tasks = [
+            asyncio.ensure_future(self._follow_election(lease, over)),
+            asyncio.ensure_future(self._stand_again(lease, over)),
         ]
+        announcing = asyncio.ensure_future(self._announce_draining(lease, drain))
+        tasks = [lost, *election_tasks, announcing]
         try:
-            await asyncio.wait(tasks[:2], return_when=asyncio.FIRST_COMPLETED)
-            if tasks[1].done():
-                tasks[1].result()
+            await asyncio.wait({lost, *election_tasks}, return_when=asyncio.FIRST_COMPLETED)
+            for task in election_tasks:
+                if task.done():
+                    task.result()
         finally:
             for task in tasks:
                 task.cancel()
@@ -179,25 +183,50 @@ class Daemon:
 
     # ------------------------------------------------------------ leading
 
-    async def _follow_election(self, lease: Lease) -> None:
+    async def _follow_election(self, lease: Lease, over: asyncio.Queue[Term]) -> None:
+        """Lead while this daemon's candidate is the oldest; say which terms are over."""
         mine = self.names.candidate(lease.id)
+        term: Term | None = None
         leading: asyncio.Task[None] | None = None
         try:
             async with aclosing(election.changes(self.store, self.names)) as leaders:
                 async for leader in leaders:
                     if leader is not None:
                         self.worker.observe_term(leader.term)
-                    if leader is not None and leader.key == mine:
-                        if leading is None:
-                            leading = asyncio.ensure_future(self._lead(lease, leader.term, mine))
-                    elif leading is not None:
+                    won = leader.term if leader is not None and leader.key == mine else None
+                    if term is not None and leading is not None and won != term:
                         await _end(leading)
+                        over.put_nowait(term)
                         leading = None
+                    if won is not None and leading is None:
+                        leading = asyncio.ensure_future(self._lead(lease, won, mine, over))
+                    term = won
         finally:
             if leading is not None:
                 await _end(leading)
 
-    async def _lead(self, lease: Lease, term: Term, key: str) -> None:
+    async def _stand_again(self, lease: Lease, over: asyncio.Queue[Term]) -> None:
+        """After a term make room for the next candidate, then stand with a new key.
+
+        The lease stays, and with it the worker's record: what it runs goes on.
+        """
+        candidacy = self._candidacy(lease)
+        while True:
+            term = await over.get()
+            while True:
+                try:
+                    # A guard that does not hold says that it is done already.
+                    await self.store.commit(
+                        [CreatedAt(candidacy.key, term)], [Delete(candidacy.key)]
+                    )
+                    await asyncio.sleep(_RETRY_S)
+                    await self.store.commit([Absent(candidacy.key)], [candidacy])
+                    break
+                except StoreUnreachableError as error:
+                    log.warning("worker=%s cannot stand again yet: %s", self.record.id, error)
+                    await asyncio.sleep(_RETRY_S)
+
+    async def _lead(self, lease: Lease, term: Term, key: str, over: asyncio.Queue[Term]) -> None:
         leadership = Leadership(term, key, lease)
         try:
             service = LeaderService(
@@ -216,8 +245,7 @@ class Daemon:
             log.warning("term=%s ends: %s", term, error)
         except Exception:
             log.exception("term=%s ends by an error", term)
-        # Not fit to lead: make room for the next candidate, and stand again.
-        await lease.revoke()
+        over.put_nowait(term)
 
 
 async def _end(task: asyncio.Task[None]) -> None:
