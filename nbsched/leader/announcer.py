@@ -10,8 +10,9 @@ import asyncio
 import logging
 
 from nbsched import messages
+from nbsched.leader.election import Leadership
 from nbsched.messages import Encoding, ErrorReport, Outcome, OutcomeBatch, OutcomeState
-from nbsched.model import ClientId, JobId, Term, WorkerId
+from nbsched.model import ClientId, JobId, WorkerId
 from nbsched.names import Names
 from nbsched.payload.envelope import Envelope, Kind
 from nbsched.scheduler.commands import PublishCancelled, PublishLost
@@ -28,9 +29,11 @@ _MOST_OUTCOMES = 500
 class Announcer:
     """The queue of outcomes, and the task that appends them in order."""
 
-    def __init__(self, me: WorkerId, term: Term, *, bus: Bus, wire: Wire, names: Names) -> None:
+    def __init__(
+        self, me: WorkerId, leadership: Leadership, *, bus: Bus, wire: Wire, names: Names
+    ) -> None:
         self._me = me
-        self._term = term
+        self._leadership = leadership
         self._bus = bus
         self._wire = wire
         self._names = names
@@ -59,7 +62,7 @@ class Announcer:
         self._queue.put_nowait((client, command.job, [outcome], report))
 
     async def run(self) -> None:
-        """Append what is queued, for ever."""
+        """Append what is queued, for ever. Raises LeadershipLostError."""
         while True:
             client, job, outcomes, body = await self._queue.get()
             meta = messages.encode(OutcomeBatch(self._me, tuple(outcomes)))
@@ -71,7 +74,7 @@ class Announcer:
                 job=job,
                 first=first,
                 count=count,
-                term=self._term,
+                term=self._leadership.term,
                 meta=meta,
             )
             header = self._wire.write(content, body)
@@ -79,6 +82,7 @@ class Announcer:
 
     async def _append(self, subject: str, header: bytes, body: bytes) -> None:
         while True:
+            self._leadership.check()
             try:
                 await self._bus.append(subject, header, body)
                 return

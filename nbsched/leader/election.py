@@ -15,6 +15,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from nbsched.errors import StoreUnreachableError
+from nbsched.leader.patience import RETRY_S, within
 from nbsched.model import Term
 from nbsched.names import Names
 from nbsched.storage import CreatedAt, Lease, Snapshot, Store, WatchEndedError
@@ -22,7 +23,6 @@ from nbsched.storage import CreatedAt, Lease, Snapshot, Store, WatchEndedError
 log = logging.getLogger(__name__)
 
 RELIST_S = 30.0
-_RETRY_S = 0.2
 
 
 class LeadershipLostError(Exception):
@@ -70,12 +70,10 @@ async def changes(store: Store, names: Names) -> AsyncGenerator[Leader | None, N
             if first_time or leader != last:
                 first_time, last = False, leader
                 yield leader
-            await asyncio.wait_for(_any_change(store, names, snapshot.revision), RELIST_S)
-        except asyncio.TimeoutError:
-            continue
+            await within(RELIST_S, _any_change(store, names, snapshot.revision))
         except (WatchEndedError, StoreUnreachableError) as error:
             log.info("The election is watched anew: %s", error)
-            await asyncio.sleep(_RETRY_S)
+            await asyncio.sleep(RETRY_S)
 
 
 def oldest(snapshot: Snapshot) -> Leader | None:

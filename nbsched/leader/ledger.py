@@ -8,12 +8,12 @@ ended is written at once.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 
 from nbsched.errors import StoreUnreachableError
 from nbsched.leader.election import Leadership, LeadershipLostError
+from nbsched.leader.patience import RETRY_S, within
 from nbsched.model import JobId, JobStatus, to_json
 from nbsched.names import Names
 from nbsched.scheduler.commands import DropRequest, SaveStatus
@@ -75,8 +75,7 @@ class Ledger:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._urgent.wait(), GATHER_S)
+            await within(GATHER_S, self._urgent.wait())
             self._urgent.clear()
             while self._waiting:
                 keys = list(self._waiting)[:_MOST_CHANGES]
@@ -89,6 +88,7 @@ class Ledger:
                 commit = await self._store.commit([self._leadership.guard], changes)
             except StoreUnreachableError as error:
                 log.warning("Status is not written yet: %s", error)
+                await asyncio.sleep(RETRY_S)
                 continue
             if not commit.succeeded:
                 raise LeadershipLostError(f"The key of term {self._leadership.term} is gone.")

@@ -36,7 +36,7 @@ class LogDecoder:
             batch = msgspec.msgpack.decode(content.meta, type=OutcomeBatch)
         except AuthenticationError as error:
             log.warning("An entry of the results log is ignored: %s", error)
-        except msgspec.ValidationError:
+        except msgspec.DecodeError:
             return
         else:
             yield events.OutcomesRead(JobId(content.job), batch.worker, batch.outcomes)
@@ -48,7 +48,7 @@ class LogDecoder:
             if content.meta:
                 block = msgspec.msgpack.decode(content.meta, type=BlockRef)
                 yield events.BlockStored(JobId(content.job), block)
-        except (AuthenticationError, msgspec.ValidationError) as error:
+        except (AuthenticationError, msgspec.DecodeError) as error:
             log.warning("An entry of the inputs log is ignored: %s", error)
 
 

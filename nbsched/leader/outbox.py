@@ -14,8 +14,9 @@ import msgspec
 
 from nbsched import messages
 from nbsched.errors import AuthenticationError, BusUnreachableError
-from nbsched.leader.election import LeadershipLostError
-from nbsched.model import Term, WorkerId
+from nbsched.leader.election import Leadership, LeadershipLostError
+from nbsched.leader.patience import RETRY_S, alone
+from nbsched.model import WorkerId
 from nbsched.names import Names
 from nbsched.payload.envelope import Kind
 from nbsched.scheduler import events
@@ -26,7 +27,6 @@ log = logging.getLogger(__name__)
 
 ANSWER_S = 2.0
 """A worker's event loop that does not answer within this is sent the same again."""
-RETRY_S = 0.2
 
 
 class Outbox:
@@ -35,7 +35,7 @@ class Outbox:
     def __init__(
         self,
         worker: WorkerId,
-        term: Term,
+        leadership: Leadership,
         *,
         bus: Bus,
         wire: Wire,
@@ -43,7 +43,8 @@ class Outbox:
         feed: Callable[[events.Event], None],
     ) -> None:
         self.worker = worker
-        self._term = term
+        self._leadership = leadership
+        self._term = leadership.term
         self._bus = bus
         self._wire = wire
         self._subject = names.to_worker(worker)
@@ -64,14 +65,15 @@ class Outbox:
         data = self._wire.seal(Kind.COMMAND, command, term=self._term)
         insist = isinstance(command, (messages.RunSlice, messages.StopTasks))
         while True:
+            self._leadership.check()
             try:
-                reply = await self._bus.request(self._subject, data, ANSWER_S)
+                reply = await alone(self._bus.request(self._subject, data, ANSWER_S))
                 return self._wire.open(Kind.ANSWER, reply)
             except (RequestFailedError, BusUnreachableError) as error:
                 if not insist:
                     return None
                 log.info("worker=%s does not answer: %s", self.worker, error)
-            except (AuthenticationError, msgspec.ValidationError) as error:
+            except (AuthenticationError, msgspec.DecodeError) as error:
                 log.warning("worker=%s gave an unusable answer: %s", self.worker, error)
             await asyncio.sleep(RETRY_S)
 

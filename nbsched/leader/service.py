@@ -12,19 +12,21 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from nbsched import messages
 from nbsched._compat import assert_never
-from nbsched.errors import AuthenticationError
+from nbsched.errors import AuthenticationError, ConnectError
 from nbsched.leader import loader
 from nbsched.leader.announcer import Announcer
 from nbsched.leader.election import Leadership
 from nbsched.leader.ledger import Ledger
 from nbsched.leader.outbox import Outbox
+from nbsched.leader.patience import answered, ended, within
 from nbsched.leader.watcher import Watcher
 from nbsched.messages import JobBrief
 from nbsched.model import JobId, JobRecord, WorkerId
@@ -35,7 +37,7 @@ from nbsched.scheduler.core import step
 from nbsched.scheduler.state import State
 from nbsched.settings import Settings
 from nbsched.storage import Store
-from nbsched.transport import Bus, Message
+from nbsched.transport import Bus, Message, Subscription
 from nbsched.wire import Wire
 
 log = logging.getLogger(__name__)
@@ -73,12 +75,15 @@ class LeaderService:
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._position = 0
         """Sequence number up to which the results log has been fed to the scheduler."""
+        self._begun = False
+        """Every open job has been fed. A report that came before its job would be spent."""
+        self._subscriptions: list[Subscription] = []
         self._early_reports: list[messages.WorkerReport] = []
         self._reported: set[WorkerId] = set()
         self._all_reported = asyncio.Event()
         self._outboxes: dict[WorkerId, tuple[Outbox, asyncio.Task[None]]] = {}
         self._ledger = Ledger(store, names, leadership)
-        self._announcer = Announcer(me, leadership.term, bus=bus, wire=self._wire, names=names)
+        self._announcer = Announcer(me, leadership, bus=bus, wire=self._wire, names=names)
         self._watcher = Watcher(
             store=store, bus=bus, names=names, decoder=self._decoder, feed=self._feed
         )
@@ -89,33 +94,39 @@ class LeaderService:
     async def run(self) -> None:
         """Lead until the term ends. Raises LeadershipLostError, or what went wrong."""
         log.info("term=%s: %s leads", self._leadership.term, self._me)
-        subscriptions = [
-            await self._bus.subscribe(self._names.reports, self._on_report),
-            await self._bus.subscribe(self._names.to_leader, self._on_query),
-        ]
         try:
-            self._position = await self._bus.last_sequence(self._names.results_log)
-            inputs_position = await self._bus.last_sequence(self._names.inputs_log)
-            self._start(self._ledger.run())
-            self._start(self._announcer.run())
             self._start(self._keep_trust())
-            await self._watcher.begin(self._ledger.remember)
-            self._start(self._watcher.follow())
-            self._start(self._read_inputs(inputs_position))
-            self._start(self._schedule())
-            self._start(self._read_results(self._position))
-            self._start(self._recover())
+            self._start(self._begin())
             await self._failed
         finally:
             if self._timer is not None:
                 self._timer.cancel()
-            outboxes = [task for _, task in self._outboxes.values()]
-            for task in (*self._tasks, *outboxes):
-                task.cancel()
-            await asyncio.gather(*self._tasks, *outboxes, return_exceptions=True)
-            for subscription in subscriptions:
-                await subscription.close()
+            await ended(self._tasks)
+            for subscription in self._subscriptions:
+                with suppress(ConnectError):
+                    await subscription.close()
             log.info("term=%s: over", self._leadership.term)
+
+    async def _begin(self) -> None:
+        """Read everything, then start the loops. A server that is away is waited for."""
+        names, bus = self._names, self._bus
+        for subject, handler in (
+            (names.reports, self._on_report),
+            (names.to_leader, self._on_query),
+        ):
+            self._subscriptions.append(await answered(partial(bus.subscribe, subject, handler)))
+        self._position = await answered(partial(bus.last_sequence, names.results_log))
+        inputs_position = await answered(partial(bus.last_sequence, names.inputs_log))
+        self._start(self._ledger.run())
+        self._start(self._announcer.run())
+        await self._watcher.begin(self._ledger.remember)
+        self._begun = True
+        self._feed_ripe_reports()
+        self._start(self._watcher.follow())
+        self._start(self._read_inputs(inputs_position))
+        self._start(self._schedule())
+        self._start(self._read_results(self._position))
+        self._start(self._recover())
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
@@ -125,10 +136,8 @@ class LeaderService:
 
     def _on_task_end(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if task.cancelled() or self._failed.done():
-            return
-        error = task.exception()
-        if error is not None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self._failed.done():
             self._failed.set_exception(error)
 
     async def _keep_trust(self) -> None:
@@ -166,7 +175,7 @@ class LeaderService:
     async def _on_report(self, message: Message) -> None:
         try:
             report = self._wire.open(Kind.REPORT, message.data)
-        except (AuthenticationError, msgspec.ValidationError) as error:
+        except (AuthenticationError, msgspec.DecodeError) as error:
             log.warning("A report is ignored: %s", error)
             return
         if isinstance(report, messages.WorkerReport) and report.term == self._leadership.term:
@@ -175,6 +184,8 @@ class LeaderService:
 
     def _feed_ripe_reports(self) -> None:
         """Pass on the reports that the results log, as far as it is read, explains."""
+        if not self._begun:
+            return
         waiting = []
         for report in self._early_reports:
             if report.results_seq > self._position:
@@ -188,7 +199,7 @@ class LeaderService:
     async def _on_query(self, message: Message) -> None:
         try:
             query = self._wire.open(Kind.QUERY, message.data)
-        except (AuthenticationError, msgspec.ValidationError) as error:
+        except (AuthenticationError, msgspec.DecodeError) as error:
             log.warning("A query is ignored: %s", error)
             return
         if not isinstance(query, messages.AskCounts) or not message.reply:
@@ -209,10 +220,7 @@ class LeaderService:
                 break
             for worker in missing:
                 self._outbox(worker).put(messages.AskReport(self._leadership.term))
-            try:
-                await asyncio.wait_for(self._all_reported.wait(), min(left, 0.5))
-            except asyncio.TimeoutError:
-                continue
+            await within(min(left, 0.5), self._all_reported.wait())
         self._feed(events.RecoveryEnded())
 
     # ------------------------------------------------------------ scheduling
@@ -314,7 +322,7 @@ class LeaderService:
         if worker not in self._outboxes:
             outbox = Outbox(
                 worker,
-                self._leadership.term,
+                self._leadership,
                 bus=self._bus,
                 wire=self._wire,
                 names=self._names,

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import msgspec
 
 from nbsched.leader import loader
 from nbsched.leader.election import RELIST_S
+from nbsched.leader.patience import answered, within
 from nbsched.model import (
     CancelRequest,
     JobId,
@@ -28,7 +31,7 @@ from nbsched.model import (
 )
 from nbsched.names import Names
 from nbsched.scheduler import events
-from nbsched.storage import Changed, KeyValue, Store, WatchEndedError, WatchEvent
+from nbsched.storage import Changed, KeyValue, Snapshot, Store, WatchEndedError, WatchEvent
 from nbsched.transport import Bus
 
 log = logging.getLogger(__name__)
@@ -36,6 +39,15 @@ log = logging.getLogger(__name__)
 _INLINE_CACHE_BYTES = 64 * 1024 * 1024
 _LOADS_AT_ONCE = 16
 _requests: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
+
+
+@dataclass
+class _Load:
+    """A job that is being rebuilt."""
+
+    waiting: list[events.Event] = field(default_factory=list)
+    """Events for it that came meanwhile; they are fed after that."""
+    over: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Watcher:
@@ -58,8 +70,14 @@ class Watcher:
         self._workers: dict[WorkerId, WorkerRecord] = {}
         self._jobs: dict[JobId, JobRecord] = {}
         """Jobs that the scheduler has been told of and has not released."""
-        self._loading: dict[JobId, list[events.Event]] = {}
-        """Events for jobs that are being rebuilt; they are fed after that."""
+        self._loading: dict[JobId, _Load] = {}
+        self._fed_at: dict[JobId, int] = {}
+        """Revision of the record that was fed last. Kept for a while after the job has been
+        released: its put event may still come, and must not start it again."""
+        self._jobs_read_at = 0
+        self._requests_read_at = 0
+        """Revisions of the lists that were compared last: an event is older news up to
+        there. The watch begins earlier, where the first of the lists was read."""
         self._inline: dict[JobId, bytes] = {}
         self._inline_bytes = 0
         self._revision = 0
@@ -91,20 +109,22 @@ class Watcher:
         """Feed what changes, for ever."""
         while True:
             try:
-                await asyncio.wait_for(self._watch(), RELIST_S)
-            except asyncio.TimeoutError:
-                pass
+                await within(RELIST_S, self._watch())
             except WatchEndedError as error:
                 log.info("The namespace is watched anew: %s", error)
             self._revision = await self._compare(None)
+            self._feed(events.TimePassed())
 
     async def _compare(self, remember: Callable[[JobStatus], None] | None) -> int:
         """Feed the difference between the records and what has been fed; the revision."""
-        members = await self._store.list(self._names.workers)
+        members = await self._list(self._names.workers)
         self._compare_members(members.items)
-        jobs = await self._store.list(self._names.jobs)
-        statuses = await self._store.list(self._names.statuses)
-        requests = await self._store.list(self._names.requests)
+        known = set(self._jobs)
+        jobs = await self._list(self._names.jobs)
+        for job in known - {item.key.removeprefix(self._names.jobs) for item in jobs.items}:
+            self._delete(job)
+        self._jobs_read_at = jobs.revision
+        statuses = await self._list(self._names.statuses)
         ended: set[JobId] = set()
         for item in statuses.items:
             status = _decode(item, JobStatus)
@@ -114,19 +134,33 @@ class Watcher:
                 ended.add(status.job)
             if remember is not None and not status.state.ended:
                 remember(status)
-        records = [record for item in jobs.items if (record := _decode(item, JobRecord))]
-        open_jobs = [record for record in records if record.id not in ended]
-        limit = asyncio.Semaphore(_LOADS_AT_ONCE)
-        await asyncio.gather(
-            *(self._load(record, limit) for record in open_jobs if record.id not in self._jobs)
-        )
-        for record in records:
-            known = self._jobs.get(record.id)
-            if known is not None and known != record:
-                await self._load(record, limit)
+        await self._compare_jobs(jobs, ended)
+        requests = await self._list(self._names.requests)
+        self._requests_read_at = requests.revision
         for item in sorted(requests.items, key=lambda item: item.create_revision):
             self._on_request(item)
         return members.revision
+
+    async def _compare_jobs(self, jobs: Snapshot, ended: set[JobId]) -> None:
+        """Rebuild open jobs that are not known, and known ones whose record is newer."""
+        limit = asyncio.Semaphore(_LOADS_AT_ONCE)
+        loads = []
+        for item in jobs.items:
+            record = _decode(item, JobRecord)
+            if record is None:
+                continue
+            newer = item.mod_revision > self._fed_at.get(record.id, 0)
+            if newer if record.id in self._jobs else record.id not in ended:
+                loads.append(self._load(record, item.mod_revision, limit))
+        await asyncio.gather(*loads)
+        self._fed_at = {
+            job: revision
+            for job, revision in self._fed_at.items()
+            if job in self._jobs or revision > jobs.revision
+        }
+
+    async def _list(self, prefix: str) -> Snapshot:
+        return await answered(partial(self._store.list, prefix))
 
     def _compare_members(self, items: Sequence[KeyValue]) -> None:
         there = {record.id for item in items if (record := _decode(item, WorkerRecord))}
@@ -135,31 +169,43 @@ class Watcher:
         for item in items:
             self._on_worker(item)
 
-    async def _load(
-        self,
-        record: JobRecord,
-        limit: asyncio.Semaphore | None = None,
-        *,
-        request: Request | None = None,
-    ) -> None:
-        """Rebuild a job. The request, and what arrives meanwhile, is fed afterwards."""
-        waiting = self._loading.setdefault(record.id, [])
-        if request is not None:
-            waiting.append(_asked(request))
+    async def _load(self, record: JobRecord, revision: int, limit: asyncio.Semaphore) -> None:
+        """Rebuild a job, unless somebody else does so at this moment and has read as much."""
+        while (other := self._loading.get(record.id)) is not None:
+            await other.over.wait()
+            if self._fed_at.get(record.id, 0) >= revision:
+                return
+        with self._rebuilding(record.id):
+            async with limit:
+                await self._replay(record, revision, request_follows=False)
+
+    @contextmanager
+    def _rebuilding(self, job: JobId) -> Iterator[list[events.Event]]:
+        """Hold back the events of a job until the end; one at a time for each job."""
+        load = self._loading[job] = _Load()
         try:
-            async with limit or asyncio.Semaphore():
-                rebuilt = await loader.load(
-                    record,
-                    bus=self._bus,
-                    names=self._names,
-                    decoder=self._decoder,
-                    request_follows=request is not None,
-                )
-            self._feed(rebuilt)
-            self._jobs[record.id] = record
+            yield load.waiting
         finally:
-            for event in self._loading.pop(record.id):
+            del self._loading[job]
+            load.over.set()
+            for event in load.waiting:
                 self._feed(event)
+
+    async def _replay(self, record: JobRecord, revision: int, *, request_follows: bool) -> None:
+        history = partial(
+            loader.load,
+            record,
+            bus=self._bus,
+            names=self._names,
+            decoder=self._decoder,
+            request_follows=request_follows,
+        )
+        self._feed(await answered(history))
+        self._enter(record, revision)
+
+    def _enter(self, record: JobRecord, revision: int) -> None:
+        self._jobs[record.id] = record
+        self._fed_at[record.id] = revision
 
     # ------------------------------------------------------------ following changes
 
@@ -181,21 +227,28 @@ class Watcher:
         item = event.item
         self._revision = max(self._revision, item.mod_revision)
         if self._is_inline(event):
-            self._keep_inline(JobId(item.key.removeprefix(self._names.inline_inputs)), item.value)
+            if item.mod_revision > self._jobs_read_at:
+                self._keep_inline(
+                    JobId(item.key.removeprefix(self._names.inline_inputs)), item.value
+                )
         elif item.key.startswith(self._names.workers):
             self._on_worker(item)
         elif item.key.startswith(self._names.jobs):
             await self._on_job(item)
-        elif item.key.startswith(self._names.requests):
+        elif (
+            item.key.startswith(self._names.requests) and item.mod_revision > self._requests_read_at
+        ):
             self._on_request(item)
 
     def _on_deleted(self, key: str) -> None:
         if key.startswith(self._names.workers):
             self._lose(WorkerId(key.removeprefix(self._names.workers)))
         elif key.startswith(self._names.jobs):
-            job = JobId(key.removeprefix(self._names.jobs))
-            if self._jobs.pop(job, None) is not None:
-                self._feed(events.JobDeleted(job))
+            self._delete(JobId(key.removeprefix(self._names.jobs)))
+
+    def _delete(self, job: JobId) -> None:
+        if self._jobs.pop(job, None) is not None:
+            self._feed(events.JobDeleted(job))
 
     def _on_worker(self, item: KeyValue) -> None:
         record = _decode(item, WorkerRecord)
@@ -210,16 +263,18 @@ class Watcher:
 
     async def _on_job(self, item: KeyValue) -> None:
         record = _decode(item, JobRecord)
-        if record is None or self._jobs.get(record.id) == record:
+        if record is None:
             return
-        if record.id in self._jobs:  # sealed
-            self._jobs[record.id] = record
-            self._feed(events.JobAdded(record))
-        elif record.inline and item.create_revision == item.mod_revision:
-            self._jobs[record.id] = record  # brand new: there is nothing to rebuild
+        revision = item.mod_revision
+        if revision <= max(self._jobs_read_at, self._fed_at.get(record.id, 0)):
+            return
+        brand_new = record.inline and item.create_revision == revision
+        if record.id in self._jobs or (brand_new and record.id not in self._loading):
+            # Sealed, or nothing to rebuild.
+            self._enter(record, revision)
             self._feed(events.JobAdded(record))
         else:
-            await self._load(record)
+            await self._load(record, revision, asyncio.Semaphore())
 
     def _on_request(self, item: KeyValue) -> None:
         request = _request(item)
@@ -228,20 +283,24 @@ class Watcher:
 
     async def rebuild(self, request: Request) -> bool:
         """Rebuild the job of a request, then feed the request; False: no such job."""
-        if request.job in self._loading:
-            self._feed_of(request.job, _asked(request))
+        job = request.job
+        if job in self._loading:
+            self._feed_of(job, _asked(request))
             return True
-        stored = await self._store.get(self._names.job(request.job))
-        record = None if stored is None else _decode(stored, JobRecord)
-        if record is None:
-            return False
-        await self._load(record, request=request)
+        with self._rebuilding(job) as waiting:
+            stored = await answered(partial(self._store.get, self._names.job(job)))
+            record = None if stored is None else _decode(stored, JobRecord)
+            if stored is None or record is None:
+                return False
+            waiting.insert(0, _asked(request))  # before those that came meanwhile
+            if job not in self._jobs:
+                await self._replay(record, stored.mod_revision, request_follows=True)
         return True
 
     def _feed_of(self, job: JobId, event: events.Event) -> None:
         """Feed an event of a job, after the job's own if that is being rebuilt."""
         if job in self._loading:
-            self._loading[job].append(event)
+            self._loading[job].waiting.append(event)
         else:
             self._feed(event)
 
