@@ -25,6 +25,8 @@ LEAST_SLICE_S = 0.01
 """Not worth a message of its own: shrinking slices stop here, in seconds per slot."""
 RECALL_PAUSE_S = 0.05
 """Before a worker that had nothing to give back is asked again."""
+RECALL_AGAIN_S = 0.005
+"""Before one that had is: whatever goes wrong, tasks cannot go to and fro without end."""
 
 
 def hand_out(state: State, now: float) -> list[Command]:
@@ -37,9 +39,7 @@ def hand_out(state: State, now: float) -> list[Command]:
         if not state.runnable[priority]:
             del state.runnable[priority]
     commands += _serve_starved(state)
-    if not state.runnable:
-        commands += _recall(state, now)
-    return commands
+    return commands + _recall(state, now)
 
 
 def _serve_in_turn(state: State, queue: dict[JobId, None]) -> Iterator[Command]:
@@ -72,7 +72,7 @@ def _least_loads(state: State) -> Iterator[float]:
     for heap in state.loads.values():
         top = heap.peek()
         if top is not None:
-            yield top[0]
+            yield top[0][1]
 
 
 def _full(load: float) -> bool:
@@ -88,7 +88,7 @@ def _worker_for(state: State, job: Job, *, full_is_fine: bool) -> Worker | None:
     too_small: list[Worker] = []
     found: Worker | None = None
     while (top := heap.peek()) is not None:
-        load, worker_id = top
+        (_, load), worker_id = top
         if _full(load) and not full_is_fine:
             break
         worker = state.workers[worker_id]
@@ -119,7 +119,7 @@ def _place(state: State, job: Job, worker: Worker, count: int) -> SendSlice:
         stop = start + 1
     else:
         start, stop = job.take_fresh(worker.id, count)
-    history = job.history_of(start)
+    history = job.history.of(start)
     worker.seq += 1
     worker.assign(job.record.id, stop - start, job.record.cpus)
     state.refresh_worker(worker)
@@ -130,7 +130,7 @@ def _place(state: State, job: Job, worker: Worker, count: int) -> SendSlice:
         job=job.record.id,
         start=start,
         stop=stop,
-        round=history.round,
+        round=job.rounds.get(start),
         attempt=history.attempt,
         crashes=history.crashes,
         first_started_at=history.first_started_at,

@@ -6,27 +6,26 @@ Routing only. What an event does to a task is in `job`, what is handed out in
 
 from __future__ import annotations
 
-import heapq
-
 from nbsched._compat import assert_never
 from nbsched.indexset import IndexSet, Range
 from nbsched.messages import Outcome, WorkerReport
 from nbsched.model import JobId, JobState, TaskRange, WorkerId
 from nbsched.scheduler import events
-from nbsched.scheduler.assign import RECALL_PAUSE_S, hand_out
+from nbsched.scheduler.assign import RECALL_AGAIN_S, RECALL_PAUSE_S, hand_out
 from nbsched.scheduler.commands import (
     Command,
     DropRequest,
     PublishCancelled,
     PublishLost,
     RebuildJob,
+    RecallFromWorker,
     ReleaseJob,
-    SaveStatus,
     StopOnWorker,
     WakeAt,
 )
 from nbsched.scheduler.job import Job
 from nbsched.scheduler.state import State
+from nbsched.scheduler.status import explain_waiting, status_of
 from nbsched.scheduler.workers import Worker
 
 
@@ -34,7 +33,7 @@ def step(state: State, event: events.Event, now: float) -> list[Command]:
     """Apply one event. ``now`` is any clock in seconds that does not jump back."""
     commands = _apply(state, event, now)
     commands += hand_out(state, now)
-    commands += _notes(state, event)
+    commands += explain_waiting(state, event)
     return commands
 
 
@@ -114,29 +113,19 @@ def _block_stored(state: State, event: events.BlockStored) -> list[Command]:
 
 def _advance(state: State, job: Job) -> list[Command]:
     """Follow the job's state: taken on, ended, opened again."""
+    ended = job.finished and job.sealed
     commands: list[Command] = [
-        DropRequest(job.record.id, request) for request in job.settled_requests()
+        DropRequest(job.record.id, request)
+        for request in job.requests.take_settled(job_ended=ended)
     ]
     target = job.final_state() if job.finished else JobState.RUNNING
     if target is not job.state:
         job.state = target
         job.note = ""
-        commands.append(_status(job))
+        commands.append(status_of(job))
     if target.ended and not job.requests and not job.request_follows:
         commands += _job_deleted(state, job.record.id)
     return commands
-
-
-def _status(job: Job) -> SaveStatus:
-    return SaveStatus(
-        job=job.record.id,
-        state=job.state,
-        ok=len(job.ended.ok),
-        failed=len(job.ended.failed),
-        cancelled=len(job.ended.cancelled),
-        total=job.total,
-        note=job.note,
-    )
 
 
 def _cancelled(job: Job, ranges: list[Range]) -> list[Command]:
@@ -151,21 +140,33 @@ def _outcomes_read(state: State, event: events.OutcomesRead, now: float) -> list
     if job is None:
         return []
     worker = state.workers.get(event.worker)
+    if event.sequence and event.sequence <= job.read_to:
+        return []
+    job.read_to = max(job.read_to, event.sequence)
     commands: list[Command] = []
     for outcome in event.outcomes:
         if worker is not None:
             _measure(worker, event.job, outcome)
         commands += _cancelled(job, job.apply(event.worker, outcome, now))
-    if job.delayed:
-        earliest = min(job.delayed.values())
-        if state.wake_at(earliest):
-            commands.append(WakeAt(earliest))
-    # A changed measurement changes every holder's load a little; those that hold
-    # fewer tasks now need their new place at once.
-    while job.relieved:
-        state.sync(job, job.relieved.pop())
+    wake = state.note_delays(job)
+    if wake is not None:
+        commands.append(WakeAt(wake))
+    commands += _relieve(state, job, event.worker)
     state.refresh_job(job)
     return commands + _advance(state, job)
+
+
+def _relieve(state: State, job: Job, author: WorkerId) -> list[Command]:
+    """Bring counts up to date; copies that others still hold unstarted are taken back."""
+    # A changed measurement changes every holder's load a little; those that hold
+    # fewer tasks now need their new place at once.
+    commands: list[Command] = []
+    for holder, ranges in job.relieved.items():
+        state.sync(job, holder)
+        if holder != author and holder in state.workers:
+            commands.append(RecallFromWorker(holder, job.record.id, job.with_rounds(ranges)))
+    job.relieved.clear()
+    return commands
 
 
 def _measure(worker: Worker, job: JobId, outcome: Outcome) -> None:
@@ -250,7 +251,7 @@ def _lost_running(job: Job, worker: WorkerId, index: int) -> list[Command]:
         PublishLost(
             job=job.record.id,
             index=index,
-            round=history.round,
+            round=job.rounds.get(index),
             attempt=history.attempt,
             crashes=history.crashes,
             final=history.crashes >= job.record.max_crashes,
@@ -277,7 +278,12 @@ def _report_read(state: State, report: WorkerReport) -> list[Command]:
         if job is not None:
             job.adopt(report.worker, held.start, held.stop, held.round)
             touched.add(held.job)
-    commands: list[Command] = []
+    commands: list[Command] = [
+        RecallFromWorker(report.worker, job_id, job.with_rounds(ended))
+        for job_id, queued in _queued_by_job(report).items()
+        if (job := state.jobs.get(job_id)) is not None
+        and (ended := [part for low, high in queued for part in job.ended.closed(low, high)])
+    ]
     if report.seq == worker.seq:  # it has had every slice: what it does not hold is lost
         for job_id in [j for j in worker.tasks if j in state.jobs]:
             commands += _missing(state.jobs[job_id], report, held_by_job.get(job_id, IndexSet()))
@@ -288,6 +294,15 @@ def _report_read(state: State, report: WorkerReport) -> list[Command]:
         state.sync(job, report.worker)
         state.refresh_job(job)
     return commands
+
+
+def _queued_by_job(report: WorkerReport) -> dict[JobId, list[Range]]:
+    """What waits in the worker's backlog."""
+    queued: dict[JobId, list[Range]] = {}
+    for held in report.held:
+        if held.running_for_s is None:
+            queued.setdefault(held.job, []).append((held.start, held.stop))
+    return queued
 
 
 def _missing(job: Job, report: WorkerReport, held: IndexSet) -> list[Command]:
@@ -314,8 +329,8 @@ def _tasks_recalled(state: State, event: events.TasksRecalled, now: float) -> li
     worker = state.workers.get(event.worker)
     if worker is not None:
         worker.recalling = False
-        if not event.ranges:
-            worker.no_recall_before = now + RECALL_PAUSE_S
+        pause = RECALL_AGAIN_S if event.ranges else RECALL_PAUSE_S
+        worker.no_recall_before = now + pause
     job = state.jobs.get(event.job)
     if job is None:
         return []
@@ -347,53 +362,5 @@ def _slice_refused(state: State, event: events.SliceRefused) -> list[Command]:
 
 
 def _time_passed(state: State, now: float) -> list[Command]:
-    while state.wakes and state.wakes[0] <= now:
-        heapq.heappop(state.wakes)
-    later: list[float] = []
-    for job in state.jobs.values():
-        if job.delayed and job.release_due(now):
-            state.refresh_job(job)
-        if job.delayed:
-            later.append(min(job.delayed.values()))
-    if later and state.wake_at(min(later)):
-        return [WakeAt(min(later))]
-    return []
-
-
-# ---------------------------------------------------------------- why nothing moves
-
-
-def _notes(state: State, event: events.Event) -> list[Command]:
-    """Say in the status why jobs wait, when members or jobs change."""
-    if state.recovering or not isinstance(
-        event,
-        (
-            events.JobAdded,
-            events.JobRebuilt,
-            events.WorkerJoined,
-            events.WorkerLost,
-            events.RecoveryEnded,
-        ),
-    ):
-        return []
-    changed: list[Command] = []
-    for job in state.jobs.values():
-        note = "" if job.finished else _why_waiting(state, job)
-        if note != job.note:
-            job.note = note
-            changed.append(_status(job))
-    return changed
-
-
-def _why_waiting(state: State, job: Job) -> str:
-    usable = [worker for worker in state.workers.values() if worker.usable]
-    if not usable:
-        return "no worker is there: start one with nbsched-worker"
-    matching = [worker for worker in usable if worker.python == job.record.python]
-    if not matching:
-        found = ", ".join(sorted({worker.python for worker in usable}))
-        return f"needs a worker with Python {job.record.python}; there is Python {found}"
-    if all(worker.cpus < job.record.cpus for worker in matching):
-        most = max(worker.cpus for worker in matching)
-        return f"a task needs {job.record.cpus} CPUs; the largest worker has {most}"
-    return ""
+    wake = state.release_due(now)
+    return [] if wake is None else [WakeAt(wake)]

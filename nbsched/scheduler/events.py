@@ -36,11 +36,15 @@ class BlockStored:
 
 @dataclass(frozen=True)
 class OutcomesRead:
-    """The results log says how tasks ended. May come twice."""
+    """The results log says how tasks ended, in the entry with this sequence number.
+
+    May come twice: a job ignores what it has read already. 0 is always applied.
+    """
 
     job: JobId
     worker: WorkerId
     outcomes: tuple[Outcome, ...]
+    sequence: int = 0
 
 
 @dataclass(frozen=True)

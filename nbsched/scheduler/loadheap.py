@@ -10,19 +10,23 @@ import heapq
 
 from nbsched.model import WorkerId
 
+Load = tuple[bool, float]
+"""Whether all slots are taken, and the seconds of work in hand per slot. A free slot
+comes first: behind a task of unknown length even a short backlog may be long."""
+
 
 class LoadHeap:
     """Workers ordered by load, lightest first."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, WorkerId]] = []
-        self._newest: dict[WorkerId, tuple[float, int]] = {}
+        self._heap: list[tuple[Load, int, WorkerId]] = []
+        self._newest: dict[WorkerId, tuple[Load, int]] = {}
         self._count = 0
 
     def __len__(self) -> int:
         return len(self._newest)
 
-    def set(self, worker: WorkerId, load: float) -> None:
+    def set(self, worker: WorkerId, load: Load) -> None:
         """Enter a worker, or change its load."""
         known = self._newest.get(worker)
         if known is not None and known[0] == load:
@@ -37,7 +41,7 @@ class LoadHeap:
     def discard(self, worker: WorkerId) -> None:
         self._newest.pop(worker, None)
 
-    def peek(self) -> tuple[float, WorkerId] | None:
+    def peek(self) -> tuple[Load, WorkerId] | None:
         """The lightest worker and its load."""
         while self._heap:
             load, number, worker = self._heap[0]

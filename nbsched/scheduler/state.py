@@ -31,7 +31,10 @@ class State:
     """Jobs with work of which no task is assigned."""
     last_seq: dict[WorkerId, int] = field(default_factory=dict)
     """Slices sent to workers that were lost: they may come back under the same id."""
-    wakes: list[float] = field(default_factory=list)
+    delays: list[tuple[float, JobId, int]] = field(default_factory=list)
+    """Heap of the times at which delayed tasks are due; entries may be outdated."""
+    next_wake: float | None = None
+    """The time that was last asked for and has not come: there is one timer."""
 
     def total_slots(self, python: str) -> int:
         return sum(w.cpus for w in self.workers.values() if w.usable and w.python == python)
@@ -54,7 +57,7 @@ class State:
         """Put the worker where it belongs among the loads."""
         heap = self.loads.setdefault(worker.python, LoadHeap())
         if worker.usable:
-            heap.set(worker.id, self.load(worker))
+            heap.set(worker.id, (worker.used_slots >= worker.cpus, self.load(worker)))
         else:
             heap.discard(worker.id)
 
@@ -82,8 +85,27 @@ class State:
         worker.set_assigned(job.record.id, len(held) if held is not None else 0)
         self.refresh_worker(worker)
 
-    def wake_at(self, time: float) -> bool:
-        """Note a time to wake at; says whether it is the earliest."""
-        earliest = not self.wakes or time < self.wakes[0]
-        heapq.heappush(self.wakes, time)
+    def note_delays(self, job: Job) -> float | None:
+        """Remember the job's newly delayed tasks; returns a time to be woken at, if that
+        is sooner than the one asked for before."""
+        for time, index in job.newly_delayed:
+            heapq.heappush(self.delays, (time, job.record.id, index))
+        job.newly_delayed.clear()
+        return self._sooner()
+
+    def release_due(self, now: float) -> float | None:
+        """Make ready what is due; returns the next time to be woken at."""
+        self.next_wake = None
+        while self.delays and self.delays[0][0] <= now:
+            time, job_id, index = heapq.heappop(self.delays)
+            job = self.jobs.get(job_id)
+            if job is not None and job.release(index, time):
+                self.refresh_job(job)
+        return self._sooner()
+
+    def _sooner(self) -> float | None:
+        earliest = self.delays[0][0] if self.delays else None
+        if earliest is None or (self.next_wake is not None and earliest >= self.next_wake):
+            return None
+        self.next_wake = earliest
         return earliest

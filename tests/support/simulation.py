@@ -8,6 +8,7 @@ in short; the invariants are checked after every step.
 from __future__ import annotations
 
 import random
+from collections import deque
 from dataclasses import dataclass, field
 
 from nbsched.messages import Held, Outcome, OutcomeState, WorkerReport
@@ -67,15 +68,26 @@ class World:
     statuses: list[commands.SaveStatus] = field(default_factory=list)
     executions: dict[tuple[JobId, int], int] = field(default_factory=dict)
     slices: list[commands.SendSlice] = field(default_factory=list)
-    wakes: list[float] = field(default_factory=list)
+    timer: float | None = None
+    """The leader service has one timer: a new time replaces the old one."""
     records: dict[JobId, JobRecord] = field(default_factory=dict)
+    queue: deque[events.Event] = field(default_factory=deque)
+    requests: dict[str, Request] = field(default_factory=dict)
 
     def feed(self, event: events.Event) -> None:
         if isinstance(event, events.JobAdded):
             self.records[event.record.id] = event.record
-        for command in step(self.state, event, self.now):
-            self._carry_out(command)
-        self.check()
+        self.queue.append(event)
+        if len(self.queue) > 1:
+            return  # the leader's queue: one event after another
+        for _ in range(10_000):
+            for command in step(self.state, self.queue[0], self.now):
+                self._carry_out(command)
+            self.check()
+            self.queue.popleft()
+            if not self.queue:
+                return
+        raise AssertionError(f"events without end: {self.queue}")
 
     def start(self, *cpus: int) -> None:
         for number, count in enumerate(cpus):
@@ -131,8 +143,9 @@ class World:
                 self.statuses.append(command)
             case commands.DropRequest():
                 self.dropped.append(command.request)
+                self.requests.pop(command.request, None)
             case commands.WakeAt():
-                self.wakes.append(command.time)
+                self.timer = command.time
             case commands.RebuildJob():
                 self.rebuild(command.request)
             case commands.ReleaseJob():
@@ -140,15 +153,9 @@ class World:
 
     def rebuild(self, request: Request) -> None:
         """Read a job that has ended from its record and the log, then ask again."""
-        past = tuple(
-            events.OutcomesRead(job, worker, (outcome,))
-            for job, worker, outcome in self.log[: self.read]
-            if job == request.job
-        )
         added = events.JobAdded(self.records[request.job], request_follows=True)
-        self.feed(events.JobRebuilt((added, *past)))
-        asked = events.CancelAsked if isinstance(request, CancelRequest) else events.RetryAsked
-        self.feed(asked(request))
+        self.feed(events.JobRebuilt((added, *self._past(request.job))))
+        self.ask(request)
 
     def _recall(self, command: commands.RecallFromWorker) -> None:
         worker = self.workers.get(command.worker)
@@ -207,7 +214,39 @@ class World:
             job, worker, outcome = self.log[self.read]
             self.read += 1
             most -= 1
-            self.feed(events.OutcomesRead(job, worker, (outcome,)))
+            self.feed(events.OutcomesRead(job, worker, (outcome,), self.read))
+
+    def read_again(self, entries: int) -> None:
+        """The log's reader was set up anew and gives its last entries twice."""
+        self.read = max(0, self.read - entries)
+        self.read_log(entries)
+
+    def take_over(self) -> None:
+        """The leader dies; the next one rebuilds everything from log, requests, reports."""
+        self.state, self.timer, self.read = State(), None, len(self.log)
+        for worker in self.workers.values():
+            worker.seq = 0
+            self.feed(events.WorkerJoined(worker.id, worker.cpus, "3.11"))
+        for job in self.records:
+            self.feed(events.JobRebuilt((events.JobAdded(self.records[job]), *self._past(job))))
+        for request in list(self.requests.values()):
+            self.ask(request)
+        for worker in list(self.workers.values()):
+            self.report(worker)
+        self.feed(events.RecoveryEnded())
+
+    def _past(self, job: JobId) -> tuple[events.OutcomesRead, ...]:
+        return tuple(
+            events.OutcomesRead(of, worker, (outcome,), number)
+            for number, (of, worker, outcome) in enumerate(self.log[: self.read], 1)
+            if of == job
+        )
+
+    def ask(self, request: Request) -> None:
+        """A client writes a request, or a new leader finds it."""
+        self.requests[request.id] = request
+        asked = events.CancelAsked if isinstance(request, CancelRequest) else events.RetryAsked
+        self.feed(asked(request))
 
     def report(self, worker: SimWorker) -> None:
         """What `ReportRead` promises: the log has been read before."""
@@ -227,22 +266,22 @@ class World:
 
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
-        if any(wake <= self.now for wake in self.wakes):
-            self.wakes = [wake for wake in self.wakes if wake > self.now]
+        if self.timer is not None and self.timer <= self.now:
+            self.timer = None
             self.feed(events.TimePassed())
 
     def settle(self, steps: int = 100_000) -> None:
         """Let everything that can happen without faults happen."""
         for _ in range(steps):
             busy = [worker for worker in self.workers.values() if worker.held]
-            if not busy and self.read == len(self.log) and not self.wakes:
+            if not busy and self.read == len(self.log) and self.timer is None:
                 return
             for worker in busy:
                 self.finish_one(worker)
             self.pass_time(self.task_s)
             self.read_log()
-            if not busy and self.wakes:
-                self.pass_time(max(0.0, min(self.wakes) - self.now))
+            if not busy and self.timer is not None:
+                self.pass_time(max(0.0, self.timer - self.now))
         raise AssertionError("the world did not settle")
 
     # ------------------------------------------------------------ what must always hold
