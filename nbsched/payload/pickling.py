@@ -8,6 +8,7 @@ tracebacks.
 
 from __future__ import annotations
 
+import importlib
 import io
 import linecache
 import pickle
@@ -19,7 +20,7 @@ import cloudpickle
 import msgspec
 
 from nbsched.errors import NotPicklableError
-from nbsched.payload import localmodules
+from nbsched.payload import localmodules, reducers
 
 PROTOCOL = 5
 SCALAR_TYPES = frozenset({int, float, bool, str, bytes, complex, type(None)})
@@ -50,17 +51,35 @@ class Function(msgspec.Struct, frozen=True):
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """cloudpickle's, noting which code objects travel by value."""
+    """cloudpickle's, with our reducers, noting which code objects travel by value."""
 
-    def __init__(self, file: io.BytesIO) -> None:
+    def __init__(self, file: io.BytesIO, *, on_trial: bool = False) -> None:
         super().__init__(file, protocol=PROTOCOL)
         self.code_files: set[str] = set()
+        self._on_trial = on_trial
 
     def reducer_override(self, obj: Any) -> Any:
+        ours = reducers.reduce(obj)
+        if ours is not None:
+            return ours
+        if isinstance(obj, ModuleType):
+            return self._reduce_module(obj)
         reduced = super().reducer_override(obj)
         if reduced is not NotImplemented and isinstance(obj, FunctionType):
             self.code_files.add(obj.__code__.co_filename)
         return reduced
+
+    def _reduce_module(self, module: ModuleType) -> Any:
+        """A local module with its present state, or else by its source."""
+        if not reducers.by_value(module):
+            return NotImplemented
+        if self._on_trial:  # whether this one can be sent is tried on its own
+            return importlib.import_module, (module.__name__,)
+        try:
+            _Pickler(io.BytesIO(), on_trial=True).dump(reducers.content(module))
+        except Exception:
+            return reducers.by_source(module) or reducers.by_state(module)
+        return reducers.by_state(module)
 
 
 class _NotPlainError(Exception):
@@ -157,7 +176,7 @@ def _guilty_member(value: object, subject_depth: int) -> str:
     """The path of the innermost member that cannot be pickled, or ''."""
     if subject_depth == 0:
         return ""
-    for name, member in _members(value):
+    for name, member in list(_members(value)):
         if _picklable(member):
             continue
         inner = _guilty_member(member, subject_depth - 1)
@@ -174,10 +193,14 @@ def _members(value: object) -> Iterator[tuple[str, object]]:
             except ValueError:  # a cell that is not filled yet
                 continue
         for name in value.__code__.co_names:
-            if name in value.__globals__ and not isinstance(value.__globals__[name], ModuleType):
+            if name in value.__globals__:
                 yield f"global {name!r}", value.__globals__[name]
         for position, default in enumerate(value.__defaults__ or ()):
             yield f"default argument {position}", default
+    elif isinstance(value, ModuleType):
+        for name, member in value.__dict__.items():
+            if name != "__builtins__":
+                yield f"member {name!r}", member
     elif isinstance(value, dict):
         for key, member in value.items():
             yield f"entry {key!r}", member

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import importlib
+import io
 import pickle
 import sys
 import threading
@@ -204,3 +206,109 @@ def test_a_module_imported_later_is_found_and_travels_by_value(
     obj, double = _read_elsewhere(pickling.dumps([late.Late(), late.double]))
     assert type(obj).__name__ == "Late"
     assert double(4) == 8
+
+
+# ---------------------------------------------------------------- what needs its own reducer
+
+DECORATED = """
+import functools
+
+@functools.lru_cache(maxsize=7, typed=True)
+def fib(n):
+    return n if n < 2 else fib(n - 1) + fib(n - 2)
+
+@functools.singledispatch
+def name(x):
+    return "object"
+
+@name.register
+def _(x: int):
+    return "int"
+
+class Shape:
+    @functools.cache
+    def area(self):
+        return 4
+"""
+
+
+def test_cached_and_generic_functions_travel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = _imported(tmp_path, monkeypatch, DECORATED)
+    sent = pickling.dumps([module.fib, module.name, module.Shape()])
+    fib, name, shape = _read_elsewhere(sent)
+    assert fib(30) == 832040
+    assert fib.cache_parameters() == {"maxsize": 7, "typed": True}
+    assert fib.cache_info().hits > 0
+    assert (name(1), name("x")) == ("int", "object")
+    assert shape.area() == 4
+
+
+def test_cached_functions_of_installed_modules_travel_by_name() -> None:
+    installed = fnmatch._compile_pattern  # type: ignore[attr-defined]
+    assert pickle.loads(pickling.dumps(installed)) is installed
+
+
+def test_an_open_file_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_text("x")
+    for mode in ("r", "rb", "r+b", "w"):
+        with open(path, mode) as file, pytest.raises(NotPicklableError) as caught:
+            list(blocks.pack([[1], file], 1000))
+        assert "Item 1 " in str(caught.value)
+        assert "an open file cannot be sent; pass its path" in str(caught.value)
+
+
+def test_streams_in_memory_and_the_workers_own_output_can_be_sent() -> None:
+    buffer, out = pickle.loads(pickling.dumps([io.BytesIO(b"x"), sys.stdout]))
+    assert buffer.read() == b"x"
+    assert out is sys.stdout
+
+
+STATEFUL = """
+import threading
+
+LOCK = threading.Lock()
+X = 5
+
+def locked():
+    with LOCK:
+        return X
+"""
+
+
+def test_a_local_module_with_a_lock_travels_by_its_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = _imported(tmp_path, monkeypatch, STATEFUL)
+    data = pickling.load_function(pickling.dump_function(lambda: (module.locked(), module.X)))
+    assert _read_elsewhere(data.pickle)() == (5, 5)
+
+
+def test_a_local_module_without_one_travels_with_its_present_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = _imported(tmp_path, monkeypatch, "X = 5")
+    module.X = 6  # type: ignore[attr-defined]
+    data = pickling.load_function(pickling.dump_function(lambda: module.X))
+    assert _read_elsewhere(data.pickle)() == 6
+
+
+def test_modules_that_import_each_other_travel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other_beside.py").write_text("import beside_notebook\nY = 3\n")
+    module = _imported(tmp_path, monkeypatch, "import other_beside\nX = 5\n")
+    data = pickling.load_function(pickling.dump_function(lambda: module.other_beside.Y))
+    monkeypatch.delitem(sys.modules, "other_beside")
+    assert _read_elsewhere(data.pickle)() == 3
+
+
+def test_the_member_of_a_module_that_cannot_be_pickled_is_named() -> None:
+    made = ModuleType("made")
+    made.LOCK = threading.Lock()  # type: ignore[attr-defined]
+    scope: dict[str, Any] = {"mod": made}
+    exec("def task(e): return e is mod.X", scope)
+    with pytest.raises(NotPicklableError, match=r"global 'mod'.*member 'LOCK'"):
+        pickling.dump_function(scope["task"])
