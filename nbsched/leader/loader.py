@@ -39,7 +39,9 @@ class LogDecoder:
         except msgspec.DecodeError:
             return
         else:
-            yield events.OutcomesRead(JobId(content.job), batch.worker, batch.outcomes)
+            yield events.OutcomesRead(
+                JobId(content.job), batch.worker, batch.outcomes, entry.sequence
+            )
 
     def blocks(self, entry: LogEntry) -> Iterator[events.BlockStored]:
         """At most one event: only a block's last part names the block."""

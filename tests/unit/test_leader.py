@@ -423,6 +423,7 @@ def test_a_cancelled_ledger_ends_even_when_something_urgent_comes_at_that_moment
 ) -> None:
     async def test() -> None:
         cluster = Cluster()
+        await cluster.elected()
         ledger = Ledger(cluster.store, NAMES, cluster.leadership)
         writing = asyncio.ensure_future(ledger.run())
         ledger.drop(commands.DropRequest(J, RequestId("r")))
@@ -489,6 +490,20 @@ def test_an_outcome_that_is_no_message_is_ignored(meta: bytes) -> None:
         content = Envelope(Kind.OUTCOME, "t", job=J, first=0, count=1, meta=meta)
         entry = LogEntry("s", 1, cluster.wire.write(content), b"")
         assert list(LogDecoder(cluster.wire).outcomes(entry)) == []
+
+    run(test())
+
+
+def test_outcomes_say_which_entry_of_the_log_they_stand_in() -> None:
+    async def test() -> None:
+        cluster = Cluster()
+        cluster.put(NAMES.job(J), job_record(total=2))
+        cluster.write_outcome(J, 0, OutcomeState.OK)
+        cluster.write_outcome(J, 1, OutcomeState.FAILED)
+        await cluster.watcher().begin(lambda status: None)
+        (rebuilt,) = cluster.fed_of(events.JobRebuilt)
+        read = [event for event in rebuilt.history if isinstance(event, events.OutcomesRead)]
+        assert [event.sequence for event in read] == [1, 2]
 
     run(test())
 
