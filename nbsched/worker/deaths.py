@@ -9,6 +9,8 @@ from pathlib import Path
 from nbsched.messages import ErrorReport
 
 _VMSTAT = Path("/proc/vmstat")
+_SHOWN_LINES = 10
+"""In the message; ``details['tail']`` has all that is kept."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,12 @@ class Death:
             return "out of memory (signal SIGKILL)"
         return f"signal {self.signal}" if self.signal else f"exit code {self.returncode}"
 
+    def _last_words(self) -> str:
+        lines = self.tail.strip().splitlines()[-_SHOWN_LINES:]
+        if not lines:
+            return " It had written nothing."
+        return "\nThe end of its output:\n" + "\n".join(f"  {line}" for line in lines)
+
     def report(self, index: int, worker: str, deaths: int, max_crashes: int) -> ErrorReport:
         """The report of the task that was running when it happened."""
         if deaths >= max_crashes:
@@ -48,7 +56,7 @@ class Death:
             follows = f"It runs again ({deaths} of {max_crashes} deaths that are allowed)."
         message = (
             f"Task {index} ended its kernel on worker {worker}: {self.cause}. {follows}"
-            " Look at the end of its output in details['tail']."
+            f"{self._last_words()}"
         )
         return ErrorReport(
             type_name="TaskCrashedError",

@@ -228,3 +228,11 @@ def test_a_death_is_named_by_signal_exit_code_or_memory() -> None:
     assert Death(3, "").cause == "exit code 3"
     assert Death(-9, "", out_of_memory=True).cause.startswith("out of memory")
     assert Death(-11, "", out_of_memory=True).cause == "signal SIGSEGV"
+
+
+def test_the_report_of_a_death_ends_with_the_last_lines_of_output() -> None:
+    tail = "".join(f"line {number}\n" for number in range(50))
+    message = Death(3, tail).report(0, "w", 1, 3).message
+    assert message.endswith("  line 48\n  line 49")
+    assert "line 39" not in message
+    assert "written nothing" in Death(3, "").report(0, "w", 1, 3).message
