@@ -103,8 +103,13 @@ def down(purge: bool, namespace: str | None) -> None:
     from nbsched.local import cluster
     from nbsched.settings import load
 
-    stopped = cluster.stop_shared(load({"namespace": namespace}), purge=purge)
+    settings = load({"namespace": namespace})
+    unfinished = 0 if purge else _unfinished(settings)
+    stopped = cluster.stop_shared(settings, purge=purge)
     click.echo("The local cluster has stopped." if stopped else "No local cluster was running.")
+    if unfinished:
+        jobs = "1 job is" if unfinished == 1 else f"{unfinished} jobs are"
+        click.echo(f"{jobs} unfinished, to go on after: nbsched up")
     if purge:
         click.echo("Its data are deleted.")
 
@@ -189,6 +194,24 @@ def demo(serial: bool, as_json: bool) -> None:
     from nbsched import demo as work
 
     work.run(serial=serial, as_json=as_json)
+
+
+def _unfinished(settings: Settings) -> int:
+    """Jobs of the local cluster that have not ended; 0 when it cannot say."""
+    from nbsched.errors import NbschedError
+    from nbsched.local import cluster, runtime
+
+    record = cluster.shared_status(settings)
+    if record is None:
+        return 0
+    from nbsched.client.cluster import Cluster
+
+    try:
+        place = runtime.to_settings(record, settings)
+        with Cluster(**{name: getattr(place, name) for name in place.__struct_fields__}) as there:
+            return sum(job.state not in _ENDED for job in there.jobs())
+    except NbschedError:
+        return 0  # it may be why it is being stopped
 
 
 @contextmanager

@@ -21,8 +21,9 @@ from pathlib import Path
 import msgspec
 import nats
 import pytest
+from click.testing import CliRunner
 
-from nbsched import Cluster, LocalCluster
+from nbsched import Cluster, LocalCluster, cli
 from nbsched.errors import ConfigurationError, LocalClusterError
 from nbsched.local import cluster, etcdserver, home, natsserver, runtime
 from nbsched.local.cluster import PrivateCluster, join_or_start, start_private, stop_shared
@@ -524,6 +525,18 @@ def test_stop_does_not_wait_for_a_long_task_and_leaves_no_kernel(
         assert stop_shared(settings)
         assert time.monotonic() - started < 15
     eventually(lambda: gone(kernel))
+
+
+def test_down_counts_the_jobs_that_go_on_after_the_next_up(
+    settings: Settings, tmp_path: Path
+) -> None:
+    with Cluster() as local:
+        assert local.submit(abs, -1).result(20) == 1
+        pid_of_busy_kernel(local, tmp_path / "pid")
+        answer = CliRunner().invoke(cli.main, ["down"])
+    assert answer.output == (
+        "The local cluster has stopped.\n1 job is unfinished, to go on after: nbsched up\n"
+    )
 
 
 def pid_of_busy_kernel(local: Cluster, note: Path) -> int:
