@@ -16,6 +16,7 @@ import nbsched
 from nbsched._compat import Self
 from nbsched.client import records
 from nbsched.client.futures import Future
+from nbsched.client.interrupts import ends_job_on_interrupt
 from nbsched.client.mapfuture import MapFuture
 from nbsched.client.options import Options, chunk, merge
 from nbsched.client.requests import cancel_tasks, retry_tasks
@@ -100,8 +101,10 @@ class Submitter:
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
         """Run ``fn(*args, **kwargs)`` on the cluster. Options: ``options(...).submit``."""
         tracker, upload = self._begin(fn, [(args, kwargs)], "apply", None, self._options, None)
-        upload.advance(-1)  # a large argument is not in the record: seals the job
-        return _future(self._session, tracker, self._options)
+        future = _future(self._session, tracker, self._options)
+        with ends_job_on_interrupt(future, self._options.on_interrupt):
+            upload.advance(-1)  # a large argument is not in the record: seals the job
+        return future
 
     def options(self, **options: object) -> Submitter:
         """The same cluster with other options, e.g. ``options(retry=3).submit(fn, x)``.
@@ -124,19 +127,20 @@ class Submitter:
         if buffersize is not None and buffersize < 1:
             raise ConfigurationError(f"buffersize={buffersize!r} is not possible; at least 1.")
         tracker, upload = self._begin(fn, items, call, chunk(chunksize), options, buffersize)
-        more: Callable[[int], bool] | None = None
-        if buffersize is None:
-            upload.advance(-1)
-        else:
-            more = _uploading_ahead(upload, buffersize)
-
-        return MapFuture(
+        mf = MapFuture(
             self._session,
             tracker,
             return_exceptions=return_exceptions,
             on_interrupt=options.on_interrupt,
-            upload_more=more,
+            upload=upload,
         )
+        if buffersize is None:
+            with ends_job_on_interrupt(mf, options.on_interrupt):
+                upload.advance(-1)
+        elif tracker.total is None:
+            # Somebody else may cancel it, and its items may have no end.
+            self._session.run(self._session.await_seal(tracker))
+        return mf
 
     def _begin(
         self,
@@ -174,8 +178,14 @@ class Submitter:
         )
         most_items = None if buffersize is None else _block_items(buffersize)
         packed = blocks.pack(items, session.settings.block_bytes, most_items)
-        upload = Upload(session, record, function, packed)
-        return upload.begin(lazily=buffersize is not None), upload
+        upload = Upload(
+            session,
+            record,
+            function,
+            packed,
+            ahead=None if buffersize is None or most_items is None else buffersize - most_items,
+        )
+        return upload.begin(), upload
 
 
 class Cluster(Submitter):
@@ -231,9 +241,10 @@ class Cluster(Submitter):
     def workers(self) -> list[records.WorkerInfo]:
         """The members that are there now, sorted by host and id."""
         session = self._session
-        session.run(session.refresh_members())
-        members = sorted(session.members.values(), key=lambda record: (record.host, record.id))
-        return [records.worker_info(record, session.leader) for record in members]
+        members = session.members
+        session.run(members.list())
+        found = sorted(members.records.values(), key=lambda record: (record.host, record.id))
+        return [records.worker_info(record, members.leader) for record in found]
 
     def jobs(self) -> list[records.JobInfo]:
         """All jobs of the namespace, newest first, with live counts of unfinished ones."""
@@ -328,15 +339,6 @@ def _future(session: Session, tracker: JobTracker, options: Options) -> Future:
 
 def _block_items(buffersize: int) -> int:
     return max(1, buffersize // 4)
-
-
-def _uploading_ahead(upload: Upload, buffersize: int) -> Callable[[int], bool]:
-    """Uploads at most ``buffersize`` items beyond the one that is asked for."""
-
-    def more(index: int) -> bool:
-        return upload.advance(index if index < 0 else index + buffersize - _block_items(buffersize))
-
-    return more
 
 
 def _check_callable(fn: object) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import CancelledError
 from typing import Any, overload
 
@@ -16,9 +17,15 @@ from nbsched.client.requests import cancel_job, cancel_tasks, retry_tasks
 from nbsched.client.results import TaskState
 from nbsched.client.session import Session
 from nbsched.client.tracker import JobTracker
+from nbsched.client.upload import Upload
+from nbsched.errors import NbschedError
 from nbsched.indexset import IndexSet
 from nbsched.model import JobId
 from nbsched.settings import ProgressMode
+
+_TURN_S = 0.5
+
+log = logging.getLogger(__name__)
 
 
 class MapFuture:
@@ -35,14 +42,14 @@ class MapFuture:
         *,
         return_exceptions: bool = False,
         on_interrupt: OnInterrupt = "cancel",
-        upload_more: Callable[[int], bool] | None = None,
+        upload: Upload | None = None,
     ) -> None:
         self._session = session
         self._tracker = tracker
         self._return_exceptions = return_exceptions
         self._on_interrupt: OnInterrupt = on_interrupt
-        self._upload_more = upload_more
-        """With ``buffersize``: upload until so many tasks are known; False at the end."""
+        self._upload = upload
+        """Where more items come from, until it is at its end."""
 
     # ------------------------------------------------------------ what it is
 
@@ -110,7 +117,7 @@ class MapFuture:
 
     def futures(self) -> list[Future]:
         """All futures, in input order. One object per task: prefer ``mf[i]``."""
-        self._drain()
+        self._drain_or_cancel(None)
         return self[:]
 
     def failures(self) -> list[Future]:
@@ -126,8 +133,10 @@ class MapFuture:
         """
         index = 0
         with shown_while_waiting(self):
-            while self._exists(index):
+            while True:
                 with ends_job_on_interrupt(self, self._on_interrupt):
+                    if not self._exists(index):
+                        return
                     self._wait_for(index)
                 while index < self._tracker.known and self._ended(index):
                     yield self._outcome(index)
@@ -141,7 +150,7 @@ class MapFuture:
         deadline = None if timeout is None else time.monotonic() + timeout
         seen, given = 0, IndexSet()
         with shown_while_waiting(self):
-            self._drain()
+            self._drain_or_cancel(deadline)
             while self._tracker.total is None or len(given) < self._tracker.total:
                 arrived = self._tracker.arrivals(seen)
                 seen += len(arrived)
@@ -153,10 +162,10 @@ class MapFuture:
                     raise TimeoutError(f"Only {len(given)} tasks of job {self.id} ended in time.")
 
     def _wait_for_arrival(self, seen: int, deadline: float | None) -> bool:
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
         with ends_job_on_interrupt(self, self._on_interrupt):
             return self._tracker.wait(
-                lambda: bool(self._tracker.arrivals(seen)) or self._tracker.finished, left
+                lambda: bool(self._tracker.arrivals(seen)) or self._tracker.finished,
+                _left(deadline),
             )
 
     def result(self, timeout: float | None = None) -> list[Any]:
@@ -170,9 +179,10 @@ class MapFuture:
             CancelledError: a task was cancelled.
             BaseException: what a task raised, with its remote traceback.
         """
+        deadline = None if timeout is None else time.monotonic() + timeout
         with shown_while_waiting(self), ends_job_on_interrupt(self, self._on_interrupt):
-            self._drain()
-            if not self._tracker.wait(self._decided, timeout):
+            self._drain(deadline)
+            if not self._tracker.wait(self._decided, _left(deadline)):
                 now = self.progress
                 raise TimeoutError(
                     f"Job {self.id} has not ended within {timeout} s: {now.done} of"
@@ -182,15 +192,17 @@ class MapFuture:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until every task has ended; False when the time is over first."""
+        deadline = None if timeout is None else time.monotonic() + timeout
         with shown_while_waiting(self), ends_job_on_interrupt(self, self._on_interrupt):
-            self._drain()
-            return self._tracker.wait(lambda: self._tracker.finished, timeout)
+            self._drain(deadline)
+            return self._tracker.wait(lambda: self._tracker.finished, _left(deadline))
 
     def __await__(self) -> Generator[Any, None, list[Any]]:
         return self._async_result().__await__()
 
     async def _async_result(self) -> list[Any]:
-        self._drain()
+        while self._upload is not None:  # in turns, so that a cancelled wait leaves no thread
+            await asyncio.to_thread(self._drain, time.monotonic() + _TURN_S)
         loop = asyncio.get_running_loop()
         changed = asyncio.Event()
 
@@ -258,6 +270,11 @@ class MapFuture:
         """
         if self.done():
             return False
+        try:
+            if self._upload is not None:
+                self._upload.stop()  # first: a job that has its total ends with it
+        except NbschedError as error:
+            log.warning("job=%s its upload could not be ended: %s", self.id, error)
         cancel_job(self._session, self._tracker)
         return True
 
@@ -275,17 +292,22 @@ class MapFuture:
 
     def _exists(self, index: int) -> bool:
         """Whether there is a task ``index``; uploads or waits to find out."""
-        if self._upload_more is not None and not self._upload_more(index):
-            self._upload_more = None
-        if index < self._tracker.known:
-            return True
+        if self._upload is not None and not self._upload.advance(index):
+            self._upload = None
         self._tracker.wait(
             lambda: index < self._tracker.known or self._tracker.total is not None, None
         )
         return index < self._tracker.known
 
-    def _drain(self) -> None:
-        """Upload all that is left: somebody wants everything."""
-        while self._upload_more is not None:
-            if not self._upload_more(-1):
-                self._upload_more = None
+    def _drain(self, deadline: float | None = None) -> None:
+        """Upload all that is left, as somebody wants everything; at most until then."""
+        if self._upload is not None and not self._upload.advance(-1, deadline):
+            self._upload = None
+
+    def _drain_or_cancel(self, deadline: float | None) -> None:
+        with ends_job_on_interrupt(self, self._on_interrupt):
+            self._drain(deadline)
+
+
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())

@@ -19,6 +19,9 @@ def cancel_job(session: Session, tracker: JobTracker) -> None:
     """Ask for the whole job to be stopped, what is not uploaded yet included."""
     request = CancelRequest(id=new_request_id(), job=tracker.id, at=time.time())
     session.run(_put(session, request))
+    if tracker.total is None:
+        # Its upload may never end; the leader then says how many tasks there were.
+        session.run(session.await_seal(tracker))
 
 
 def cancel_tasks(session: Session, tracker: JobTracker, indices: Sequence[int]) -> bool:

@@ -1,7 +1,7 @@
-"""One connection to a cluster: runs on the I/O thread, feeds trackers, knows the members.
+"""One connection to a cluster: its servers, its trackers and its background tasks.
 
-Everything that comes from a server passes here, and nothing is handed on before its
-envelope has been checked and matched to a job of this client.
+All of it runs on the I/O thread. What comes in is checked and handed on by `reading`
+(outcomes) and `members`; `notes` tells jobs why they do not move.
 """
 
 from __future__ import annotations
@@ -9,48 +9,34 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import logging
-import time
 import weakref
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import aclosing
 from typing import Any, TypeVar
 
 import msgspec
 
 from nbsched import clusterkey, messages
 from nbsched.client.iothread import IoThread, io_thread
+from nbsched.client.members import Members, read_record
+from nbsched.client.notes import Notes
+from nbsched.client.reading import OutcomeReader
 from nbsched.client.tracker import JobTracker
-from nbsched.errors import (
-    AuthenticationError,
-    ConfigurationError,
-    ConnectError,
-    NbschedError,
-    NoWorkersError,
-    VersionMismatchError,
-)
-from nbsched.messages import OutcomeBatch, OutcomePart
-from nbsched.model import (
-    Candidate,
-    ClientId,
-    JobId,
-    JobRecord,
-    WorkerId,
-    WorkerRecord,
-)
+from nbsched.errors import AuthenticationError, ConnectError, NbschedError
+from nbsched.model import ClientId, JobId, JobRecord, JobStatus
 from nbsched.names import Names, new_client_id
-from nbsched.payload.envelope import Envelope, Key, Kind, check_body
+from nbsched.payload.envelope import Key, Kind
 from nbsched.settings import Settings
-from nbsched.storage import Snapshot, Store, WatchEndedError
+from nbsched.storage import Store
 from nbsched.storage.etcd import EtcdStore
-from nbsched.transport import Bus, LogEntry, Message, RequestFailedError
+from nbsched.transport import Bus, Message, RequestFailedError
 from nbsched.transport.nats import NatsBus
 from nbsched.wire import Wire
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-_RELIST_S = 30.0
 _RETRY_S = 0.5
+_LOOK_S = 2.0
 _COUNTS_S = 1.0
 """How long `live_counts` waits for a leader."""
 
@@ -65,17 +51,14 @@ class Session:
         self.store = store
         self.bus = bus
         self.wire = Wire(key, self.names)
-        self.members: dict[WorkerId, WorkerRecord] = {}
-        self.leader: WorkerId | None = None
+        self.members = Members(store, self.names, settings, self._members_listed)
+        self.notes = Notes(settings, self._living_trackers)
         self.closed = False
         self._io = io
         self._trackers: weakref.WeakValueDictionary[JobId, JobTracker] = (
             weakref.WeakValueDictionary()
         )
-        self._attached: set[JobId] = set()
-        self._parts: dict[str, list[bytes]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._members_changed = asyncio.Event()
         self._subscriptions: list[Any] = []
 
     # ------------------------------------------------------------ life
@@ -120,22 +103,31 @@ class Session:
     async def _begin(self) -> None:
         after = await self.bus.last_sequence(self.names.results_log)
         self._subscriptions.append(await self.bus.subscribe(self.names.reports, self._on_report))
-        await self._list_members()
-        subject = self.names.client_results(self.id)
-        self._supervise(lambda: self._read_results(subject, after))
-        self._supervise(self._follow_members)
+        await self.members.list()
+        self._supervise(self._reader(self.names.client_results(self.id), after))
+        self._supervise(self.members.follow)
+        self._supervise(self._look_at_bus)
 
-    def _supervise(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        task = asyncio.ensure_future(self._restarting(work))
+    def _supervise(
+        self, work: Callable[[], Coroutine[Any, Any, None]], *, endless: bool = True
+    ) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(self._restarting(work, endless))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
-    async def _restarting(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def _restarting(
+        self, work: Callable[[], Coroutine[Any, Any, None]], endless: bool
+    ) -> None:
         while True:
             try:
                 await work()
+                if not endless:
+                    return
             except NbschedError as error:
                 log.warning("A connection is set up anew: %s", error)
+                if isinstance(error, ConnectError):
+                    self.notes.server_failed(error)
             except Exception:
                 log.exception("A background task failed and is started anew")
             await asyncio.sleep(_RETRY_S)
@@ -150,7 +142,7 @@ class Session:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for tracker in list(self._trackers.values()):
+        for tracker in self._living_trackers():
             tracker.fail(
                 NbschedError(
                     f"The cluster was closed while job {tracker.id} was not done. Connect again:"
@@ -177,47 +169,14 @@ class Session:
 
     # ------------------------------------------------------------ members
 
-    async def _list_members(self) -> int:
-        snapshot = await self.store.list(self.names.workers)
-        records = (_decode(item.value, WorkerRecord) for item in snapshot.items)
-        self.members = {record.id: record for record in records if record is not None}
-        for tracker in list(self._trackers.values()):
-            tracker.keep_workers(self.members)
-        candidates = await self.store.list(self.names.candidates)
-        self.leader = _leading(candidates)
-        self._members_changed.set()
-        return snapshot.revision
-
-    async def _follow_members(self) -> None:
-        while True:
-            revision = await self._list_members()
-            try:
-                await asyncio.wait_for(self._member_change(revision), _RELIST_S)
-            except (asyncio.TimeoutError, WatchEndedError):
-                await asyncio.sleep(0)
-
-    async def _member_change(self, revision: int) -> None:
-        waits = [
-            asyncio.ensure_future(self._first_change(prefix, revision))
-            for prefix in (self.names.workers, self.names.candidates)
-        ]
-        try:
-            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            for wait in done:
-                wait.result()
-        finally:
-            for wait in waits:
-                wait.cancel()
-            await asyncio.gather(*waits, return_exceptions=True)
-
-    async def _first_change(self, prefix: str, revision: int) -> None:
-        async with aclosing(self.store.watch(prefix, revision + 1)) as batches:
-            async for _ in batches:
-                return
-
-    async def refresh_members(self) -> None:
-        """Read members and leader now."""
-        await self._list_members()
+    def _members_listed(self) -> None:
+        self.notes.works("etcd")
+        if self.members.working():
+            self.notes.works("workers")
+        else:
+            self.notes.no_worker()
+        for tracker in self._living_trackers():
+            tracker.keep_workers(self.members.records)
 
     def require_workers(self, python: str, cpus: int) -> None:
         """Wait, on any thread, for a worker that can run a task; see ``worker_timeout_s``.
@@ -227,55 +186,24 @@ class Session:
             ConfigurationError: no worker has so many CPUs, or the keys differ.
             NoWorkersError: none joined in time.
         """
-        if not self._working_members():
-            self.run(self._await_members())
-        self._check_members(self._working_members(), python, cpus)
+        if not self.members.working():
+            self.run(self.members.wait_for_one())
+        self.members.check(self.wire.key, python, cpus)
 
-    def _working_members(self) -> list[WorkerRecord]:
-        return [w for w in list(self.members.values()) if w.cpus > 0 and not w.draining]
-
-    async def _await_members(self) -> None:
-        deadline = time.monotonic() + self.settings.worker_timeout_s
-        while not self._working_members():
-            self._members_changed.clear()
-            try:
-                left = max(0.0, deadline - time.monotonic())
-                await asyncio.wait_for(self._members_changed.wait(), left)
-            except asyncio.TimeoutError:
-                raise NoWorkersError(
-                    f"No worker joined {self.names.namespace!r} within"
-                    f" {self.settings.worker_timeout_s:g} s. Start one: nbsched-worker"
-                    f" --namespace {self.names.namespace}"
-                ) from None
-
-    def _check_members(self, workers: list[WorkerRecord], python: str, cpus: int) -> None:
-        keys = {worker.key_id for worker in workers}
-        if self.wire.key.id not in keys:
-            raise ConfigurationError(
-                f"The workers of {self.names.namespace!r} sign with key {', '.join(sorted(keys))},"
-                f" this client has {self.wire.key.id}. Give both the same key file"
-                " (NBSCHED_KEY_FILE, nbsched-worker --key-file)."
-            )
-        matching = [worker for worker in workers if worker.python == python]
-        if not matching:
-            versions = ", ".join(sorted({worker.python for worker in workers}))
-            raise VersionMismatchError(
-                f"This client runs Python {python}, the workers of {self.names.namespace!r} run"
-                f" {versions}: pickles do not cross minor versions. Start the notebook with"
-                f" Python {versions}, or a worker with Python {python}."
-            )
-        most = max(worker.cpus for worker in matching)
-        if cpus > most:
-            raise ConfigurationError(
-                f"A task asks for {cpus} CPUs, the largest worker has {most}. Ask for fewer"
-                " (options(cpus=...)), or start a larger worker."
-            )
+    async def _look_at_bus(self) -> None:
+        """The log's reader waits in silence while NATS is away: ask, while a job waits."""
+        while True:
+            if any(not tracker.finished for tracker in self._living_trackers()):
+                await self.bus.last_sequence(self.names.results_log)
+                self.notes.works("nats")
+            await asyncio.sleep(_LOOK_S)
 
     # ------------------------------------------------------------ results
 
     def track(self, record: JobRecord) -> JobTracker:
         """The tracker of a job of this client."""
         tracker = JobTracker(record)
+        tracker.set_note(self.notes.line)
         self._trackers[record.id] = tracker
         return tracker
 
@@ -285,56 +213,44 @@ class Session:
         if known is not None:
             return known
         tracker = self.track(record)
-        self._attached.add(record.id)
-        subject = self.names.job_results(record.client, record.id)
-        self._supervise(lambda: self._read_results(subject, 0))
+        reader = self._supervise(self._reader(self.names.job_results(record.client, record.id), 0))
+        loop = self._io.loop  # not this one's thread: any may drop the last reference
+        weakref.finalize(tracker, lambda: loop.call_soon_threadsafe(reader.cancel)).atexit = False
         if record.total is None:
-            self._supervise(lambda: self._await_seal(tracker))
+            await self.await_seal(tracker)
         return tracker
 
-    async def _await_seal(self, tracker: JobTracker) -> None:
-        while tracker.total is None:
-            stored = await self.store.get(self.names.job(tracker.id))
-            record = None if stored is None else _decode(stored.value, JobRecord)
-            if record is not None and record.total is not None:
-                tracker.seal(record.total)
+    async def await_seal(self, tracker: JobTracker) -> None:
+        """Look for the job's total in the background, as long as somebody waits for it."""
+        waiting = weakref.ref(tracker)
+        self._supervise(lambda: self._seal_when_known(waiting), endless=False)
+
+    async def _seal_when_known(self, waiting: weakref.ref[JobTracker]) -> None:
+        while (tracker := waiting()) is not None and tracker.total is None:
+            total = await self._stored_total(tracker.id)
+            if total is not None and tracker.total is None:
+                tracker.seal(total)
+            del tracker  # or it would live until the next look
             await asyncio.sleep(_RETRY_S)
-        await asyncio.get_running_loop().create_future()
 
-    async def _read_results(self, subject: str, after: int) -> None:
-        log_name = self.names.results_log
-        async with aclosing(self.bus.read(log_name, subject, after=after)) as batches:
-            async for batch in batches:
-                for entry in batch:
-                    self._take_in(entry)
+    async def _stored_total(self, job: JobId) -> int | None:
+        """The total that its client has sealed the job with, or the leader ended it with."""
+        stored = await self.store.get(self.names.job(job))
+        record = None if stored is None else read_record(stored.value, JobRecord)
+        if record is not None and record.total is not None:
+            return record.total
+        stored = await self.store.get(self.names.status(job))
+        status = None if stored is None else read_record(stored.value, JobStatus)
+        if status is None or not status.state.ended or status.total is None or status.total < 0:
+            return None
+        return status.total
 
-    def _take_in(self, entry: LogEntry) -> None:
-        try:
-            content = self.wire.read(Kind.OUTCOME, entry.header)
-            tracker = self._trackers.get(JobId(content.job))
-            if tracker is None:
-                return
-            if not entry.subject.endswith(f".{tracker.client}.{content.job}"):
-                raise AuthenticationError("An outcome stands under another job's subject.")
-            self._take_in_content(tracker, content, entry.data)
-        except (AuthenticationError, msgspec.DecodeError) as error:
-            log.warning("An entry of the results log is ignored: %s", error)
+    def _reader(self, subject: str, after: int) -> Callable[[], Coroutine[Any, Any, None]]:
+        tracker_of = self._trackers.get
+        return OutcomeReader(self.bus, self.wire, self.names, subject, after, tracker_of).run
 
-    def _take_in_content(self, tracker: JobTracker, content: Envelope, data: bytes) -> None:
-        try:
-            batch = msgspec.msgpack.decode(content.meta, type=OutcomeBatch)
-        except msgspec.ValidationError:
-            part = msgspec.msgpack.decode(content.meta, type=OutcomePart)
-            check_body(content, data)
-            parts = self._parts.setdefault(part.token, [])
-            if part.part == len(parts):
-                parts.append(data)
-            return
-        if batch.parts:
-            parts = self._parts.pop(batch.token, [])
-            data = b"".join(parts)
-        check_body(content, data)
-        tracker.take_in(batch.outcomes, data)
+    def _living_trackers(self) -> list[JobTracker]:
+        return list(self._trackers.values())
 
     async def _on_report(self, message: Message) -> None:
         try:
@@ -371,22 +287,3 @@ class Session:
         if not isinstance(answer, messages.Counts):
             return {}
         return {counts.job: counts for counts in answer.jobs}
-
-
-def _leading(candidates: Snapshot) -> WorkerId | None:
-    if not candidates.items:
-        return None
-    first = min(candidates.items, key=lambda item: item.create_revision)
-    record = _decode(first.value, Candidate)
-    return None if record is None else record.worker
-
-
-_R = TypeVar("_R", bound=msgspec.Struct)
-
-
-def _decode(data: bytes, kind: type[_R]) -> _R | None:
-    try:
-        return msgspec.json.decode(data, type=kind)
-    except msgspec.DecodeError as error:
-        log.warning("A record cannot be read and is ignored: %s", error)
-        return None

@@ -19,7 +19,7 @@ from nbsched.client.delivery import delivery
 from nbsched.client.progress import Progress
 from nbsched.client.results import ResultStore, Segment, TaskState
 from nbsched.indexset import Range
-from nbsched.messages import Outcome
+from nbsched.messages import Outcome, OutcomeState
 from nbsched.model import ClientId, JobId, JobRecord, TaskRange, WorkerId
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class JobTracker:
         self._listeners: list[Callable[[], None]] = []
         self._started = time.monotonic() - max(0.0, time.time() - record.submitted_at)
         self._ended: float | None = None
-        self.note = ""
+        self._note = ""
         if record.total is not None:
             self._store.grow(record.total)
             self._check_end()
@@ -79,11 +79,16 @@ class JobTracker:
             self.changed.notify_all()
 
     def seal(self, total: int) -> None:
-        """The number of tasks is known now."""
+        """The number of tasks is known now.
+
+        What was uploaded beyond it nobody took on: the job was cancelled before.
+        """
+        if total < self._uploaded:
+            beyond = Outcome(total, self._uploaded, 0, 0, OutcomeState.CANCELLED)
+            self.take_in([beyond], b"")
         with self.changed:
-            self._total = total
-            self._uploaded = max(self._uploaded, total)
-            self._store.grow(total)
+            self._total = self._uploaded = max(self._uploaded, total)
+            self._store.grow(self._total)
             self._check_end()
             self.changed.notify_all()
             listeners = list(self._listeners)
@@ -127,6 +132,11 @@ class JobTracker:
         with self.changed:
             for worker in set(self._running) - set(members):
                 del self._running[worker]
+
+    def set_note(self, note: str) -> None:
+        """Why the job does not move, for people; empty when it does."""
+        with self.changed:
+            self._note = note
 
     def fail(self, error: BaseException) -> None:
         """Nothing more will come. Waiting calls raise ``error``."""
@@ -318,7 +328,7 @@ class JobTracker:
                 elapsed_s=max(0.0, ended - self._started),
                 workers=len(self._running),
                 state=self._state_name(running > 0),
-                note=self.note,
+                note="" if self.finished else self._note,
             )
 
     def _state_name(self, running: bool) -> str:

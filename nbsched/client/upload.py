@@ -3,7 +3,8 @@
 A small job is one transaction in etcd: its record, and its bytes beside it. A larger
 one uploads the callable and the first block, then its record (the commit point), then
 the rest while it already runs; writing the record again with the total seals it.
-Items are consumed as they are uploaded.
+Items are consumed as they are uploaded, by one thread at a time; any other may `stop`
+the upload meanwhile.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -33,17 +35,33 @@ log = logging.getLogger(__name__)
 
 _IN_FLIGHT_BYTES = 8 * 1024 * 1024
 _FULL_RETRY_S = 1.0
+_STOP_S = 2.0
+"""How long `stop` waits for blocks that are on their way."""
 _INLINE_WAIT_S = 0.2
 """An iterator that is not through by then starts its job with what it has given."""
 
 
 class Upload:
-    """The upload of one job's items; `advance` moves it on."""
+    """The upload of one job's items; `advance` moves it on.
+
+    ``ahead`` is how many items beyond the one that is asked for it may take; None: all.
+    """
 
     def __init__(
-        self, session: Session, record: JobRecord, function: bytes, packed: Iterator[Block]
+        self,
+        session: Session,
+        record: JobRecord,
+        function: bytes,
+        packed: Iterator[Block],
+        *,
+        ahead: int | None = None,
     ) -> None:
         self._session = session
+        self._ahead = ahead
+        self._uploading = threading.Lock()
+        self._uploader: int | None = None
+        """The thread that holds the lock."""
+        self._stopped = False
         self._record = record
         self._function = function
         self._packed = packed
@@ -56,11 +74,9 @@ class Upload:
 
     # ------------------------------------------------------------ beginning
 
-    def begin(self, *, lazily: bool = False) -> JobTracker:
-        """Commit the job, inline if all its items come soon and are small.
-
-        ``lazily``: take the first block only.
-        """
+    def begin(self) -> JobTracker:
+        """Commit the job, inline if all its items come soon and are small."""
+        lazily = self._ahead is not None
         limit = self._session.settings.inline_bytes
         started = time.monotonic()
         first: list[Block] = []
@@ -119,32 +135,74 @@ class Upload:
 
     # ------------------------------------------------------------ going on
 
-    def advance(self, index: int) -> bool:
+    def advance(self, index: int, deadline: float | None = None) -> bool:
         """Upload until task ``index`` is known (-1: everything); False at the end.
 
-        Raises what the user's iterator raises, or NotPicklableError; the job is then
-        cancelled and sealed with what had been uploaded.
-        """
-        assert self.tracker is not None, "begin() comes first"
-        if self.tracker.total is not None:
-            return False
-        try:
-            while index < 0 or self._count <= index:
-                block = next(self._packed, None)
-                if block is None:
-                    self._seal()
-                    return False
-                self._append_block(block)
-                self.tracker.uploaded(self._count)
-            self._settle(0)
-        except BaseException:
-            self._abandon()
-            raise
-        return True
+        At the deadline (monotonic) it returns True, wherever it is then.
 
-    def _seal(self) -> None:
+        Raises what the user's iterator raises, or NotPicklableError; the job is then
+        sealed with what had been uploaded, and cancelled. After a Ctrl-C it is sealed,
+        and the caller cancels it or lets it go on.
+        """
+        if self._uploader == threading.get_ident():
+            raise NbschedError(f"The items of job {self._record.id} wait for its own results.")
+        if not self._uploading.acquire(timeout=-1 if deadline is None else _left(deadline)):
+            return True
+        try:
+            self._uploader = threading.get_ident()
+            more = self._advance(index, deadline)
+        except BaseException as error:
+            self._abandon(cancel=not isinstance(error, KeyboardInterrupt))
+            raise
+        finally:
+            self._uploader = None
+            self._uploading.release()
+        if self._stopped and more:
+            self.stop()  # it came when the last look at it was over
+            return False
+        return more
+
+    def _advance(self, index: int, deadline: float | None) -> bool:
         assert self.tracker is not None, "begin() comes first"
-        self._settle(0)
+        goal = index if index < 0 or self._ahead is None else index + self._ahead
+        while self.tracker.total is None:
+            if self._stopped:
+                self._seal(time.monotonic() + _STOP_S)
+                return False
+            if 0 <= goal < self._count:
+                self._settle(0, deadline)
+                return True
+            if deadline is not None and not _left(deadline):
+                return True
+            block = next(self._packed, None)
+            if block is None:
+                self._seal()
+                return False
+            self._append_block(block, deadline)
+            self.tracker.uploaded(self._count)
+        return False
+
+    def stop(self) -> None:
+        """Take no more items, and seal the job with those that are uploaded.
+
+        Never waits for the user's iterator: a thread that uploads now does it next.
+        """
+        self._stopped = True
+        if self._uploading.acquire(blocking=False):
+            try:
+                if self.tracker is not None and self.tracker.total is None:
+                    self._seal(time.monotonic() + _STOP_S)
+            finally:
+                self._uploading.release()
+
+    def _seal(self, deadline: float | None = None) -> None:
+        """Write the number of tasks. Raises NbschedError when blocks are still on their
+        way at the deadline."""
+        assert self.tracker is not None, "begin() comes first"
+        if not self._settle(0, deadline):
+            raise NbschedError(
+                f"Job {self._record.id} cannot be sealed: NATS does not take its last items."
+            )
         self._record = msgspec.structs.replace(self._record, total=self._count)
         self._session.run(self._write_sealed())
         self.tracker.seal(self._count)
@@ -163,28 +221,39 @@ class Upload:
             if stored is None or stored.value != to_json(self._record):
                 raise NbschedError(f"The record of job {self._record.id} was changed or deleted.")
 
-    def _abandon(self) -> None:
-        """The items end with an error: stop what runs, and let the job end."""
+    def _abandon(self, *, cancel: bool) -> None:
+        """The items end with an error: let the job end, and stop what runs."""
+        self._stopped = True
+        assert self.tracker is not None, "begin() comes first"
+        try:
+            if self.tracker.total is None:
+                self._seal(time.monotonic() + _STOP_S)
+        except NbschedError as error:
+            log.warning("job=%s could not be sealed: %s", self._record.id, error)
+        if not cancel:
+            return
         request = CancelRequest(id=new_request_id(), job=self._record.id, at=time.time())
         key = self._session.names.request(request.job, request.id)
         try:
             self._session.run(self._session.store.commit([], [Put(key, to_json(request))]))
-            self._seal()
         except NbschedError as error:
             log.warning("job=%s could not be cancelled: %s", self._record.id, error)
 
     # ------------------------------------------------------------ blocks
 
-    def _append_block(self, block: Block) -> None:
-        self._number += 1
+    def _append_block(self, block: Block, deadline: float | None = None) -> None:
+        """Append a block; waits while much is in flight."""
         data = blocks.encode(block)
         count = len(self._parts(data))
-        ref = BlockRef(self._number, block.first, block.count, count, len(data))
+        ref = BlockRef(self._number + 1, block.first, block.count, count, len(data))
         self._append(data, ref)
+        # Before the wait, which Ctrl-C can end: the block is on its way.
+        self._number += 1
         self._count = block.first + block.count
+        self._settle(_IN_FLIGHT_BYTES, deadline)
 
     def _append(self, data: bytes, ref: BlockRef) -> None:
-        """Append a block's messages, its name in the last; waits while much is in flight."""
+        """Append a block's messages, its name in the last."""
         parts = self._parts(data)
         last = len(parts) - 1
         work = [
@@ -194,7 +263,6 @@ class Upload:
         future = self._session.start(self._append_parts(ref, work))
         self._pending.append((len(data), future))
         self._in_flight += len(data)
-        self._settle(_IN_FLIGHT_BYTES)
 
     async def _append_parts(self, ref: BlockRef, work: list[tuple[bytes, bytes]]) -> None:
         session = self._session
@@ -204,12 +272,17 @@ class Upload:
             subject = session.names.input_part(self._record.id, ref.block, position)
             await _append_patiently(session, subject, header, part)
 
-    def _settle(self, allowed: int) -> None:
-        """Wait until at most ``allowed`` bytes are in flight."""
+    def _settle(self, allowed: int, deadline: float | None = None) -> bool:
+        """Wait until at most ``allowed`` bytes are in flight; False at the deadline."""
         while self._pending and self._in_flight > allowed:
-            size, future = self._pending.popleft()
-            future.result()
+            size, future = self._pending[0]
+            left = None if deadline is None else _left(deadline)
+            if not concurrent.futures.wait([future], left).done:
+                return False
+            self._pending.popleft()
             self._in_flight -= size
+            future.result()
+        return True
 
     def _envelope(self, first: int, count: int, meta: bytes = b"") -> Envelope:
         return Envelope(
@@ -224,6 +297,10 @@ class Upload:
     def _parts(self, data: bytes) -> list[bytes]:
         size = min(self._session.settings.message_bytes, self._session.bus.max_payload // 2)
         return [data[at : at + size] for at in range(0, len(data), size)] or [b""]
+
+
+def _left(deadline: float) -> float:
+    return max(0.0, deadline - time.monotonic())
 
 
 async def _append_patiently(session: Session, subject: str, header: bytes, data: bytes) -> None:

@@ -64,7 +64,9 @@ def test_only_one_of_the_servers_configured(monkeypatch: pytest.MonkeyPatch) -> 
 def test_no_worker_joined(cluster: LocalCluster) -> None:
     arguments = _arguments(cluster, namespace="empty", worker_timeout_s=0.5)
     with Cluster(**arguments) as empty:  # type: ignore[arg-type]
-        with pytest.raises(errors.NoWorkersError, match="nbsched-worker --namespace empty"):
+        with pytest.raises(
+            errors.NoWorkersError, match=r"'empty' within 0\.5 s\. Start one: nbsched up"
+        ):
             empty.map(abs, [1])
         assert empty.jobs() == []
 

@@ -179,6 +179,19 @@ def test_a_listener_that_fails_is_dropped_and_holds_up_nobody(
     tracker.unlisten(fails)
 
 
+def test_what_is_uploaded_beyond_the_end_of_a_cancelled_job_is_cancelled() -> None:
+    tracker = JobTracker(job_record(total=None))
+    tracker.uploaded(5)
+    _ok(tracker, 0, 1)
+    _ok(tracker, 1, 1)
+    late = _future(tracker, 4)
+    tracker.seal(2)
+    assert tracker.finished
+    assert tracker.progress().cancelled == 3
+    with pytest.raises(concurrent.futures.CancelledError):
+        late.result(10)
+
+
 def test_a_task_that_has_not_ended_is_not_retried() -> None:
     assert _future(_tracker(), 0).retry() is False
 

@@ -1,0 +1,122 @@
+"""What is begun by a client also ends: uploads, waits, background tasks, callbacks."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from nbsched import Cluster, LocalCluster
+from support.conditions import until
+
+
+def _again(cluster: LocalCluster) -> Cluster:
+    """A second client of the same cluster."""
+    names = cluster.settings.__struct_fields__
+    return Cluster(**{name: getattr(cluster.settings, name) for name in names})
+
+
+def _endless() -> Iterator[int]:
+    """About a thousand items a second, for ever."""
+    for number in itertools.count():
+        yield number
+        time.sleep(0.001)
+
+
+# ------------------------------------------------------------ uploads
+
+
+def test_cancelling_a_map_over_an_endless_iterator_ends_it(cluster: LocalCluster) -> None:
+    mf = cluster.map(abs, itertools.count(), buffersize=10)
+    assert next(iter(mf)) == 0
+    assert mf.cancel()
+    assert mf.wait(5)
+    assert len(mf) == mf.progress.done
+    assert mf.done()
+    assert list(itertools.islice(mf, 1)) == [0]
+
+
+def test_waiting_for_an_endless_map_ends_in_time(cluster: LocalCluster) -> None:
+    mf = cluster.map(abs, _endless(), buffersize=10)
+    started = time.monotonic()
+    assert not mf.wait(0.3)
+    with pytest.raises(TimeoutError, match="has not ended within"):
+        mf.result(0.3)
+    assert time.monotonic() - started < 5
+    mf.cancel()
+    assert mf.wait(10)
+
+
+def test_a_map_is_cancelled_while_another_thread_uploads_it(cluster: LocalCluster) -> None:
+    mf = cluster.map(abs, _endless(), buffersize=10)
+    ended = threading.Event()
+
+    def waits() -> None:
+        mf.wait()
+        ended.set()
+
+    threading.Thread(target=waits, daemon=True).start()
+    until(lambda: mf.progress.uploaded > 100)
+    assert mf.cancel()
+    assert ended.wait(10)
+    assert mf.cancelled()
+
+
+def test_a_map_whose_iterator_never_goes_on_is_cancelled(cluster: LocalCluster) -> None:
+    stuck, go_on = threading.Event(), threading.Event()
+
+    def items() -> Iterator[int]:
+        yield from range(8)
+        stuck.set()
+        assert go_on.wait(60)
+
+    mf = cluster.map(abs, items(), buffersize=4)
+    threading.Thread(target=lambda: list(mf), daemon=True).start()
+    assert stuck.wait(10)
+    started = time.monotonic()
+    assert mf.cancel()
+    assert time.monotonic() - started < 5
+    until(lambda: _state(cluster, mf.id) == "cancelled")
+    go_on.set()
+    until(mf.done)
+
+
+def _state(cluster: Cluster, job: str) -> str:
+    return next(info.state for info in cluster.jobs() if info.id == job)
+
+
+@pytest.mark.parametrize("buffersize", [None, 4])
+def test_an_interrupt_while_items_are_taken_cancels_the_job(
+    cluster: LocalCluster, buffersize: int | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def items() -> Iterator[bytes]:
+        for _ in range(10):
+            yield b"x" * 100_000
+        raise KeyboardInterrupt
+
+    name = f"interrupted-{buffersize}"
+    with pytest.raises(KeyboardInterrupt):
+        list(cluster.map(len, items(), buffersize=buffersize, name=name))
+    (job,) = [info.id for info in cluster.jobs() if info.name == name]
+    assert f"Interrupted: job {job} is cancelled." in capsys.readouterr().err
+    until(lambda: _state(cluster, job) in ("cancelled", "succeeded"))
+    (info,) = [info for info in cluster.jobs() if info.id == job]
+    assert info.total == info.ok + info.cancelled
+
+
+def test_a_detached_job_goes_on_with_the_items_that_were_uploaded(cluster: LocalCluster) -> None:
+    def items() -> Iterator[bytes]:
+        for _ in range(10):
+            yield b"x" * 100_000
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cluster.map(len, items(), name="left-alone", on_interrupt="detach")
+    (job,) = [info.id for info in cluster.jobs() if info.name == "left-alone"]
+    until(lambda: _state(cluster, job) == "succeeded")
+    results = cluster.attach(job).result(10)
+    assert results == [100_000] * len(results)
+    assert 1 <= len(results) <= 10
