@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import platform
 import socket
@@ -212,6 +213,7 @@ class Cluster(Submitter):
         chosen = load({"etcd": etcd, "nats": nats, "namespace": namespace, **settings})
         self._membership: local.Membership | None = None
         if not chosen.connected:
+            _refuse_in_task()
             chosen, self._membership = local.join_or_start(chosen)
         self._open(chosen)
 
@@ -341,7 +343,21 @@ def _block_items(buffersize: int) -> int:
     return max(1, buffersize // 4)
 
 
+def _refuse_in_task() -> None:
+    if os.environ.get("NBSCHED_KERNEL"):  # set by the worker
+        raise ConfigurationError(
+            "Cluster() was called inside a task, and tasks hold no credentials: submit from the"
+            " notebook, or pass etcd= and nats= explicitly."
+        )
+
+
 def _check_callable(fn: object) -> None:
+    if inspect.iscoroutinefunction(fn):
+        name = getattr(fn, "__name__", "fn")
+        raise ConfigurationError(
+            f"{name} is an async function: a task would end in a coroutine that nobody awaits."
+            f" Wrap it: lambda x: asyncio.run({name}(x))"
+        )
     if not callable(fn):
         raise NotCallableError(
             f"{fn!r} is not callable. Pass the function itself first, then the items:"

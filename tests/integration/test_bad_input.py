@@ -107,6 +107,24 @@ def test_what_is_not_callable(cluster: LocalCluster) -> None:
         cluster.submit(3)  # type: ignore[arg-type]
 
 
+def test_an_async_function_is_refused(cluster: LocalCluster) -> None:
+    async def fetch(x: int) -> int:
+        return x
+
+    with pytest.raises(errors.ConfigurationError, match=r"lambda x: asyncio\.run\(fetch\(x\)\)"):
+        cluster.map(fetch, [1])
+    with pytest.raises(errors.ConfigurationError, match="async"):
+        cluster.submit(fetch, 1)
+
+
+def test_a_cluster_inside_a_task_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NBSCHED_ETCD", "NBSCHED_NATS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NBSCHED_KERNEL", "1")
+    with pytest.raises(errors.ConfigurationError, match="tasks hold no credentials"):
+        Cluster()
+
+
 def test_what_is_not_iterable(cluster: LocalCluster) -> None:
     with pytest.raises(errors.ConfigurationError, match="submit"):
         cluster.map(abs, 3)  # type: ignore[arg-type]
