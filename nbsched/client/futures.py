@@ -5,21 +5,27 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
-import logging
+import functools
+import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ALL_COMPLETED, CancelledError
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from nbsched.client.delivery import callbacks
 from nbsched.client.interrupts import OnInterrupt, ends_job_on_interrupt
 from nbsched.client.results import Segment
 from nbsched.client.tracker import JobTracker
 from nbsched.model import JobId
 
-log = logging.getLogger(__name__)
-
 _PENDING, _RUNNING = "PENDING", "RUNNING"
 _NOTIFIED, _FINISHED = "CANCELLED_AND_NOTIFIED", "FINISHED"
+
+if sys.version_info >= (3, 11):
+    _LateError = TimeoutError
+else:  # there, that of concurrent.futures is another class
+
+    class _LateError(TimeoutError, concurrent.futures.TimeoutError):
+        """Not in time, whichever of the two is expected."""
 
 
 class Future(concurrent.futures.Future):  # type: ignore[type-arg]
@@ -90,12 +96,27 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
             BaseException: what the task raised, with its remote traceback.
         """
         with ends_job_on_interrupt(self, self._on_interrupt):
-            return super().result(timeout)
+            try:
+                return super().result(timeout)
+            except concurrent.futures.TimeoutError as error:
+                raise self._explained(error, timeout) from error.__cause__
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What the task raised, or None; waits up to ``timeout`` seconds."""
         with ends_job_on_interrupt(self, self._on_interrupt):
-            return super().exception(timeout)
+            try:
+                return super().exception(timeout)
+            except concurrent.futures.TimeoutError as error:
+                raise self._explained(error, timeout) from error.__cause__
+
+    def _explained(self, error: BaseException, timeout: float | None) -> BaseException:
+        """The error itself if the task raised it, else one that says what to do."""
+        if error is self._exception:
+            return error
+        return _LateError(
+            f"Task {self.index} of job {self.job_id} has not ended within {timeout} s. It goes"
+            " on; wait again, or cancel() it."
+        )
 
     def __await__(self) -> Generator[Any, None, Any]:
         return asyncio.wrap_future(self).__await__()
@@ -125,43 +146,35 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
                 # While it was unpickled, a retry may have made it an old one.
                 if not self._tracker.is_outcome(self.index, segment):
                     continue
-                callbacks = self._settle(segment, value, error)
-            self._call_back(callbacks)
+                self._end(segment, value, error)
             return
 
-    def _settle(
-        self, segment: Segment, value: Any, error: BaseException | None
-    ) -> list[Callable[[Any], object]]:
-        """End in this outcome, whatever an earlier one was; returns the callbacks to run."""
+    def _fail(self, error: BaseException) -> None:
+        if not self.done():
+            self._end(None, None, error)
+
+    def _end(self, segment: Segment | None, value: Any, error: BaseException | None) -> None:
+        """End like this, whatever an earlier end was; the base class ends only once."""
+        cancelled = segment is not None and segment.cancelled
         with self._condition:
-            if self._settled is segment:
-                return []
+            if segment is not None and self._settled is segment:
+                return  # another thread was quicker
             self._settled = segment
             self._result, self._exception = value, error
-            self._state = _NOTIFIED if segment.cancelled else _FINISHED
+            self._state = _NOTIFIED if cancelled else _FINISHED
             for waiter in self._waiters:
-                if segment.cancelled:
+                if cancelled:
                     waiter.add_cancelled(self)
                 elif error is not None:
                     waiter.add_exception(self)
                 else:
                     waiter.add_result(self)
             # Each is called once, and not again after a retry.
-            callbacks = list(self._done_callbacks)
+            to_call = list(self._done_callbacks)
             self._done_callbacks.clear()
             self._condition.notify_all()
-        return callbacks
-
-    def _call_back(self, callbacks: list[Callable[[Any], object]]) -> None:
-        for callback in callbacks:
-            try:
-                callback(self)
-            except Exception:
-                log.exception("A callback of %r raised an exception", self)
-
-    def _fail(self, error: BaseException) -> None:
-        with contextlib.suppress(concurrent.futures.InvalidStateError):  # it has ended
-            self.set_exception(error)
+        for callback in to_call:
+            callbacks().put(functools.partial(callback, self))
 
 
 @runtime_checkable

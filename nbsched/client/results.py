@@ -41,9 +41,10 @@ _FINAL = {
 class Segment:
     """The bytes of one outcome, and their values once somebody has asked for them."""
 
-    __slots__ = ("_outcome", "_raw", "_values")
+    __slots__ = ("_job", "_outcome", "_raw", "_values")
 
-    def __init__(self, outcome: Outcome, raw: memoryview) -> None:
+    def __init__(self, outcome: Outcome, raw: memoryview, job: str) -> None:
+        self._job = job
         self._outcome = outcome
         self._raw: memoryview | None = raw
         self._values: list[Any] | None = None
@@ -81,7 +82,7 @@ class Segment:
             return [_Raised(CancelledError())] * count
         if outcome.encoding is Encoding.ERROR:
             report = msgspec.msgpack.decode(raw, type=ErrorReport)
-            return [_Raised(exception_of(report, outcome.start))] * count
+            return [_Raised(exception_of(report, outcome.start, self._job))] * count
         if outcome.encoding is Encoding.SCALARS:
             return list(pickling.loads(raw))
         values, at = [], 0
@@ -113,7 +114,7 @@ def _load(raw: memoryview, index: int) -> Any:
         return _Raised(unreadable)
 
 
-def exception_of(report: ErrorReport, index: int) -> BaseException:
+def exception_of(report: ErrorReport, index: int, job: str) -> BaseException:
     """The exception that a report stands for, with the remote traceback as its cause."""
     if report.system is not None:
         kind = getattr(errors, report.system, errors.TaskError)
@@ -135,14 +136,17 @@ def exception_of(report: ErrorReport, index: int) -> BaseException:
                 index=index,
             )
     if report.traceback:
-        error.__cause__ = RemoteTraceback(report.traceback)
+        error.__cause__ = RemoteTraceback(
+            f"Task {index} of job {job}, on its worker:\n{report.traceback}"
+        )
     return error
 
 
 class ResultStore:
     """States and values of all tasks of a job."""
 
-    def __init__(self) -> None:
+    def __init__(self, job: str) -> None:
+        self._job = job
         self._states = bytearray()
         self._segments: list[Segment | None] = []
         self._rounds: dict[int, int] = {}
@@ -204,7 +208,7 @@ class ResultStore:
             return []
         span = slice(outcome.start, outcome.stop)
         count = outcome.stop - outcome.start
-        segment = Segment(outcome, raw)
+        segment = Segment(outcome, raw, self._job)
         untouched = not self._rounds and outcome.round == 0
         if untouched and self._states[span] == bytes(count):
             self._enter(span, _FINAL[outcome.state], segment)

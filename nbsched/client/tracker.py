@@ -55,7 +55,7 @@ class JobTracker:
         self.changed = threading.Condition()
         self.failure: BaseException | None = None
         """Why nothing more will come: the cluster was closed, the upload failed."""
-        self._store = ResultStore()
+        self._store = ResultStore(self.id)
         self._total: int | None = record.total
         self._uploaded = record.total or 0
         self._arrivals: list[Range] = []

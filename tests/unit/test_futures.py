@@ -209,7 +209,38 @@ def test_callbacks_run_on_neither_the_io_nor_the_calling_thread() -> None:
     future.add_done_callback(note)
     _ok(tracker, 0, 1)
     assert called.wait(5)
-    assert names == ["nbsched-delivery"]
+    assert names == ["nbsched-callbacks"]
+
+
+def test_a_callback_may_wait_for_another_future() -> None:
+    tracker = _tracker()
+    first, second = _future(tracker, 0), _future(tracker, 1)
+    seen: list[Any] = []
+    waits = threading.Event()
+
+    def wait_for_second(_: object) -> None:
+        waits.set()
+        seen.append(second.result(10))
+
+    first.add_done_callback(wait_for_second)
+    _ok(tracker, 0, "a")
+    assert waits.wait(10)
+    _ok(tracker, 1, "b")
+    until(lambda: seen == ["b"])
+
+
+def test_a_future_that_is_late_says_so_and_what_to_do() -> None:
+    future = _future(_tracker(), 1)
+    for ask in (future.result, future.exception):
+        with pytest.raises(TimeoutError, match=r"Task 1 of job j .* 0\.01 s.*cancel\(\)"):
+            ask(0.01)
+
+
+def test_a_timeout_error_of_the_task_itself_is_raised_as_it_is() -> None:
+    tracker = _tracker()
+    _failed(tracker, 0, TimeoutError("the server of the task"))
+    with pytest.raises(TimeoutError, match=r"^the server of the task$"):
+        _future(tracker, 0).result(10)
 
 
 def test_a_future_can_be_awaited() -> None:

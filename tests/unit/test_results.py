@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import traceback
 from concurrent.futures import CancelledError
 from typing import Any
 
@@ -29,7 +30,7 @@ def _error(store: ResultStore, index: int, report: ErrorReport, round_: int = 0)
 
 
 def test_results_come_back_in_their_places() -> None:
-    store = ResultStore()
+    store = ResultStore("j")
     store.grow(5)
     assert _scalars(store, 2, ["c", "d"]) == [(2, 4)]
     assert store.state(2) is TaskState.OK
@@ -39,14 +40,14 @@ def test_results_come_back_in_their_places() -> None:
 
 
 def test_the_first_outcome_of_a_task_wins() -> None:
-    store = ResultStore()
+    store = ResultStore("j")
     _scalars(store, 0, [1, 2])
     assert _scalars(store, 0, [9, 9, 3]) == [(2, 3)]
     assert [store.value(i) for i in range(3)] == [1, 2, 3]
 
 
 def test_a_later_round_replaces_an_outcome_and_an_earlier_one_does_not() -> None:
-    store = ResultStore()
+    store = ResultStore("j")
     _scalars(store, 0, [1])
     assert _scalars(store, 0, [2], round_=1) == [(0, 1)]
     assert _scalars(store, 0, [3], round_=0) == []
@@ -55,7 +56,7 @@ def test_a_later_round_replaces_an_outcome_and_an_earlier_one_does_not() -> None
 
 
 def test_a_retried_task_is_pending_until_its_new_outcome() -> None:
-    store = ResultStore()
+    store = ResultStore("j")
     _error(store, 0, ErrorReport("ValueError", "no", pickle=pickle.dumps(ValueError("no"))))
     store.reopen(0, 1)
     assert store.state(0) is TaskState.PENDING
@@ -65,16 +66,27 @@ def test_a_retried_task_is_pending_until_its_new_outcome() -> None:
 
 
 def test_an_exception_comes_back_as_itself_with_its_remote_traceback() -> None:
-    store = ResultStore()
+    store = ResultStore("j")
     report = ErrorReport("ValueError", "no", "Traceback: here", pickle.dumps(ValueError("no")))
     _error(store, 0, report)
     with pytest.raises(ValueError, match="no") as caught:
         store.value(0)
-    assert "Traceback: here" in str(caught.value.__cause__)
+    assert str(caught.value.__cause__) == "\nTask 0 of job j, on its worker:\nTraceback: here"
+
+
+def test_an_exception_that_is_raised_twice_shows_its_frames_once() -> None:
+    store = ResultStore("j")
+    _error(store, 0, ErrorReport("ValueError", "no", pickle=pickle.dumps(ValueError("no"))))
+    depths = []
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no") as caught:
+            store.value(0)
+        depths.append(len(traceback.extract_tb(caught.value.__traceback__)))
+    assert depths[0] == depths[1]
 
 
 def test_an_exception_that_cannot_be_unpickled_is_described() -> None:
-    store = ResultStore()
+    store = ResultStore("j")
     _error(store, 0, ErrorReport("pkg.Odd", "lost", pickle=b"not a pickle"))
     error = store.exception(0)
     assert isinstance(error, errors.ResultNotReadableError)
@@ -82,7 +94,7 @@ def test_an_exception_that_cannot_be_unpickled_is_described() -> None:
 
 
 def test_a_failure_of_the_system_has_the_class_that_it_names() -> None:
-    store = ResultStore()
+    store = ResultStore("j")
     _error(
         store,
         7,
@@ -94,7 +106,7 @@ def test_a_failure_of_the_system_has_the_class_that_it_names() -> None:
 
 
 def test_a_cancelled_task_raises_cancelled_error() -> None:
-    store = ResultStore()
+    store = ResultStore("j")
     store.apply(Outcome(0, 3, 0, 0, OutcomeState.CANCELLED), memoryview(b""))
     with pytest.raises(CancelledError):
         store.value(1)
@@ -102,7 +114,7 @@ def test_a_cancelled_task_raises_cancelled_error() -> None:
 
 
 def test_one_unreadable_result_does_not_spoil_its_neighbours() -> None:
-    store = ResultStore()
+    store = ResultStore("j")
     parts = [pickle.dumps([1]), b"garbage", pickle.dumps([3])]
     outcome = Outcome(0, 3, 0, 1, OutcomeState.OK, Encoding.PICKLES, tuple(map(len, parts)))
     store.apply(outcome, memoryview(b"".join(parts)))
@@ -113,7 +125,7 @@ def test_one_unreadable_result_does_not_spoil_its_neighbours() -> None:
 
 
 def test_a_failed_attempt_that_is_retried_counts_as_retrying() -> None:
-    store = ResultStore()
+    store = ResultStore("j")
     store.grow(1)
     store.apply(Outcome(0, 1, 0, 1, OutcomeState.RETRY), memoryview(b""))
     assert (store.retrying, store.count(TaskState.PENDING)) == (1, 1)
