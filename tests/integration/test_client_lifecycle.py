@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import threading
 import time
@@ -62,7 +63,7 @@ def test_a_map_is_cancelled_while_another_thread_uploads_it(cluster: LocalCluste
     until(lambda: mf.progress.uploaded > 100)
     assert mf.cancel()
     assert ended.wait(10)
-    assert mf.cancelled()
+    assert mf.done()
 
 
 def test_a_map_whose_iterator_never_goes_on_is_cancelled(cluster: LocalCluster) -> None:
@@ -120,3 +121,39 @@ def test_a_detached_job_goes_on_with_the_items_that_were_uploaded(cluster: Local
     results = cluster.attach(job).result(10)
     assert results == [100_000] * len(results)
     assert 1 <= len(results) <= 10
+
+
+# ------------------------------------------------------------ attaching
+
+
+def test_a_job_that_was_cancelled_unsealed_ends_for_whoever_attaches(
+    cluster: LocalCluster,
+) -> None:
+    owner = _again(cluster)
+    mf = owner.map(abs, itertools.count(), buffersize=10)
+    assert next(iter(mf)) == 0
+    owner.close()  # nobody will ever seal it
+    attached = cluster.attach(mf.id)
+    assert attached.cancel()
+    assert attached.wait(20)
+    assert len(attached) == attached.progress.done
+
+
+def test_what_runs_for_an_attached_job_ends_when_its_future_goes(cluster: LocalCluster) -> None:
+    jobs = []
+    for _ in range(5):
+        mf = cluster.map(abs, [-1])
+        assert mf.result(20) == [1]
+        jobs.append(mf.id)
+    del mf
+    other = _again(cluster)
+    before = len(other._session._tasks)
+    for job in jobs:
+        assert other.attach(job).result(20) == [1]
+    until(lambda: _collected() and len(other._session._tasks) == before)
+    other.close()
+
+
+def _collected() -> bool:
+    gc.collect()
+    return True
