@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import itertools
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -157,3 +160,44 @@ def test_what_runs_for_an_attached_job_ends_when_its_future_goes(cluster: LocalC
 def _collected() -> bool:
     gc.collect()
     return True
+
+
+# ------------------------------------------------------------ outages
+
+
+def test_a_job_says_that_a_server_does_not_answer_and_stops_saying_so() -> None:
+    with LocalCluster(workers=1, cpus=1, connect_timeout_s=1.0, cancel_grace_s=1.0) as private:
+        mf = private.map(time.sleep, [60])
+        for name in ("etcd", "nats"):
+            (pid,) = private.pids()[name]
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                until(lambda: "nbsched up" in mf.progress.note, what=f"a note about {name}")
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            until(lambda: not mf.progress.note, what=f"no note after {name} is back")
+        mf.cancel()
+        assert mf.wait(20)
+
+
+def test_a_callback_may_submit_and_wait(cluster: LocalCluster) -> None:
+    seen: list[int] = []
+    future = cluster.submit(abs, -1)
+    future.add_done_callback(lambda _: seen.append(cluster.submit(abs, -2).result(20)))
+    until(lambda: seen == [2])
+
+
+def test_a_loop_that_is_closed_while_it_waits_holds_up_nobody(cluster: LocalCluster) -> None:
+    loop = asyncio.new_event_loop()
+    mf = cluster.map(time.sleep, [0.3])
+
+    async def waits() -> object:
+        return await mf
+
+    task = loop.create_task(waits())
+    loop.run_until_complete(asyncio.sleep(0.05))
+    loop.stop()
+    assert not task.done()
+    loop.close()
+    assert mf.result(20) == [None]
+    assert cluster.submit(abs, -7).result(20) == 7
