@@ -117,7 +117,8 @@ class MapFuture:
 
     def futures(self) -> list[Future]:
         """All futures, in input order. One object per task: prefer ``mf[i]``."""
-        self._drain_or_cancel(None)
+        with ends_job_on_interrupt(self, self._on_interrupt):
+            self._drain()
         return self[:]
 
     def failures(self) -> list[Future]:
@@ -132,12 +133,9 @@ class MapFuture:
         Raises a task's exception at its place, unless ``return_exceptions`` is set.
         """
         index = 0
-        with shown_while_waiting(self):
-            while True:
-                with ends_job_on_interrupt(self, self._on_interrupt):
-                    if not self._exists(index):
-                        return
-                    self._wait_for(index)
+        with self._waiting():
+            while self._exists(index):
+                self._wait_for(index)
                 while index < self._tracker.known and self._ended(index):
                     yield self._outcome(index)
                     index += 1
@@ -149,8 +147,8 @@ class MapFuture:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         seen, given = 0, IndexSet()
-        with shown_while_waiting(self):
-            self._drain_or_cancel(deadline)
+        with self._waiting():
+            self._drain(deadline)
             while self._tracker.total is None or len(given) < self._tracker.total:
                 arrived = self._tracker.arrivals(seen)
                 seen += len(arrived)
@@ -162,11 +160,9 @@ class MapFuture:
                     raise TimeoutError(f"Only {len(given)} tasks of job {self.id} ended in time.")
 
     def _wait_for_arrival(self, seen: int, deadline: float | None) -> bool:
-        with ends_job_on_interrupt(self, self._on_interrupt):
-            return self._tracker.wait(
-                lambda: bool(self._tracker.arrivals(seen)) or self._tracker.finished,
-                _left(deadline),
-            )
+        return self._tracker.wait(
+            lambda: bool(self._tracker.arrivals(seen)) or self._tracker.finished, _left(deadline)
+        )
 
     def result(self, timeout: float | None = None) -> list[Any]:
         """The list of all results, in input order.
@@ -180,7 +176,7 @@ class MapFuture:
             BaseException: what a task raised, with its remote traceback.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        with shown_while_waiting(self), ends_job_on_interrupt(self, self._on_interrupt):
+        with self._waiting():
             self._drain(deadline)
             if not self._tracker.wait(self._decided, _left(deadline)):
                 now = self.progress
@@ -193,7 +189,7 @@ class MapFuture:
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until every task has ended; False when the time is over first."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        with shown_while_waiting(self), ends_job_on_interrupt(self, self._on_interrupt):
+        with self._waiting():
             self._drain(deadline)
             return self._tracker.wait(lambda: self._tracker.finished, _left(deadline))
 
@@ -253,6 +249,12 @@ class MapFuture:
     def _ended(self, index: int) -> bool:
         return self._tracker.state(index) is not TaskState.PENDING
 
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Around a call that waits: Ctrl-C counts from before the display is drawn."""
+        with ends_job_on_interrupt(self, self._on_interrupt), shown_while_waiting(self):
+            yield
+
     # ------------------------------------------------------------ state and control
 
     def done(self) -> bool:
@@ -303,10 +305,6 @@ class MapFuture:
         """Upload all that is left, as somebody wants everything; at most until then."""
         if self._upload is not None and not self._upload.advance(-1, deadline):
             self._upload = None
-
-    def _drain_or_cancel(self, deadline: float | None) -> None:
-        with ends_job_on_interrupt(self, self._on_interrupt):
-            self._drain(deadline)
 
 
 def _left(deadline: float | None) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import itertools
 import os
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 import pytest
 
 from nbsched import Cluster, LocalCluster
+from nbsched.client import mapfuture
 from support.conditions import until
 
 
@@ -201,3 +203,21 @@ def test_a_loop_that_is_closed_while_it_waits_holds_up_nobody(cluster: LocalClus
     loop.close()
     assert mf.result(20) == [None]
     assert cluster.submit(abs, -7).result(20) == 7
+
+
+def test_an_interrupt_while_the_display_is_drawn_cancels_the_job(
+    cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextlib.contextmanager
+    def interrupted(_: object) -> Iterator[None]:
+        raise KeyboardInterrupt
+        yield
+
+    mf = cluster.map(time.sleep, [60])
+    monkeypatch.setattr(mapfuture, "shown_while_waiting", interrupted)
+    for call in (mf.result, mf.wait, lambda: list(mf), lambda: list(mf.as_completed())):
+        with pytest.raises(KeyboardInterrupt):
+            call()
+    monkeypatch.undo()
+    assert mf.wait(20)
+    assert mf.cancelled()
