@@ -28,7 +28,7 @@ from nbsched.errors import ConfigurationError, JobNotFoundError, NotCallableErro
 from nbsched.local import cluster as local
 from nbsched.model import CallShape, JobId, JobRecord, JobStatus
 from nbsched.names import check_id, new_job_id
-from nbsched.payload import blocks, pickling, retrypolicy
+from nbsched.payload import pickling, retrypolicy
 from nbsched.settings import Settings, load
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -177,15 +177,7 @@ class Submitter:
             pid=os.getpid(),
             sent_by=f"nbsched {nbsched.__version__}, Python {platform.python_version()}",
         )
-        most_items = None if buffersize is None else _block_items(buffersize)
-        packed = blocks.pack(items, session.settings.block_bytes, most_items)
-        upload = Upload(
-            session,
-            record,
-            function,
-            packed,
-            ahead=None if buffersize is None or most_items is None else buffersize - most_items,
-        )
+        upload = Upload(session, record, function, items, buffersize=buffersize)
         return upload.begin(), upload
 
 
@@ -337,10 +329,6 @@ def _future(session: Session, tracker: JobTracker, options: Options) -> Future:
         )
 
     return tracker.future(0, make)
-
-
-def _block_items(buffersize: int) -> int:
-    return max(1, buffersize // 4)
 
 
 def _refuse_in_task() -> None:

@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 import msgspec
 
@@ -44,7 +44,8 @@ _INLINE_WAIT_S = 0.2
 class Upload:
     """The upload of one job's items; `advance` moves it on.
 
-    ``ahead`` is how many items beyond the one that is asked for it may take; None: all.
+    ``buffersize`` is how many items beyond the one that is asked for it may take, in
+    blocks of a quarter of that; None: all, in blocks of the usual size.
     """
 
     def __init__(
@@ -52,19 +53,20 @@ class Upload:
         session: Session,
         record: JobRecord,
         function: bytes,
-        packed: Iterator[Block],
+        items: Iterable[object],
         *,
-        ahead: int | None = None,
+        buffersize: int | None = None,
     ) -> None:
         self._session = session
-        self._ahead = ahead
+        self._most_items = blocks.MAX_ITEMS if buffersize is None else max(1, buffersize // 4)
+        self._ahead = None if buffersize is None else buffersize - self._most_items
         self._uploading = threading.Lock()
         self._uploader: int | None = None
         """The thread that holds the lock."""
         self._stopped = False
         self._record = record
         self._function = function
-        self._packed = packed
+        self._packed = blocks.pack(items, session.settings.block_bytes, lambda: self._most_items)
         self._number = 0
         self._count = 0
         self._revision = 0
@@ -165,6 +167,8 @@ class Upload:
     def _advance(self, index: int, deadline: float | None) -> bool:
         assert self.tracker is not None, "begin() comes first"
         goal = index if index < 0 or self._ahead is None else index + self._ahead
+        if goal < 0:  # everything is wanted: small blocks would only cost
+            self._most_items = blocks.MAX_ITEMS
         while self.tracker.total is None:
             if self._stopped:
                 self._seal(time.monotonic() + _STOP_S)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import pickle
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
@@ -57,16 +57,17 @@ def decode_inline(data: bytes | memoryview) -> InlineInput:
 
 
 def pack(
-    items: Iterable[object], block_bytes: int, most_items: int | None = None
+    items: Iterable[object], block_bytes: int, most_items: Callable[[], int] | None = None
 ) -> Iterator[Block]:
     """Cut items into blocks of about ``block_bytes``, consuming them as it goes.
 
-    ``most_items`` bounds a block further, for callers that must not take too many.
+    ``most_items`` says how many items a block may have now, for callers that must not
+    take too many at a time.
 
     Raises:
         NotPicklableError: names the index of the item that cannot be pickled.
     """
-    packer = _Packer(block_bytes, min(MAX_ITEMS, most_items or MAX_ITEMS))
+    packer = _Packer(block_bytes, most_items or (lambda: MAX_ITEMS))
     for item in items:
         packer.add(item)
         if packer.full:
@@ -78,7 +79,7 @@ def pack(
 class _Packer:
     """The block being filled: scalars as long as there are only scalars."""
 
-    def __init__(self, limit: int, most_items: int) -> None:
+    def __init__(self, limit: int, most_items: Callable[[], int]) -> None:
         self._first = 0
         self._limit = limit
         self._most_items = most_items
@@ -95,7 +96,7 @@ class _Packer:
     def full(self) -> bool:
         return (
             self._bytes >= self._limit
-            or self.count >= self._most_items
+            or self.count >= self._most_items()
             or time.monotonic() - self._opened_at > MAX_WAIT_S
         )
 

@@ -139,7 +139,7 @@ def test_packing_consumes_no_more_than_it_needs() -> None:
             taken.append(i)
             yield [i]
 
-    next(blocks.pack(source(), 10**6, 5))
+    next(blocks.pack(source(), 10**6, lambda: 5))
     assert len(taken) == 5
 
 
