@@ -14,6 +14,7 @@ import pytest
 
 from nbsched import LocalCluster
 from nbsched.client.records import WorkerInfo
+from nbsched.local.binaries import find_etcd
 from support.conditions import alive, children, until
 
 TTL_S = 5.0
@@ -161,6 +162,43 @@ def test_a_job_survives_the_process_that_submitted_it(tmp_path: Path) -> None:
             )
         )
         assert (job.ok, job.total) == (100, 100)
+
+
+def _etcdctl(cluster: LocalCluster, *arguments: str) -> str:
+    settings = cluster.settings
+    tool = find_etcd().with_name("etcdctl")
+    return subprocess.run(
+        [
+            str(tool),
+            "--endpoints",
+            ",".join(settings.etcd),
+            "--user",
+            f"{settings.etcd_user}:{settings.etcd_password}",
+            *arguments,
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    ).stdout
+
+
+def test_a_daemon_whose_lease_vanished_registers_again_and_its_tasks_run_on(
+    tmp_path: Path,
+) -> None:
+    diary = Diary(tmp_path)
+    with LocalCluster(workers=1, cpus=2) as cluster:
+        member = _all_members(cluster, 1)[0]
+        mf = cluster.map(diary.task(), range(100))
+        until(lambda: len(diary.entries("end")) > 10, what="some have run")
+        keys = _etcdctl(cluster, "get", "--prefix", "--keys-only", "/nbsched/default/leader/")
+        lease = keys.split()[0].rpartition("/")[2]
+        _etcdctl(cluster, "lease", "revoke", lease)
+        assert mf.result(60) == list(range(100))
+        assert [(w.id, w.pid) for w in _all_members(cluster, 1)] == [(member.id, member.pid)]
+        starts = Counter(index for index, _ in diary.entries("start"))
+        assert len(starts) == 100
+        print(f"{sum(starts.values()) - 100} tasks ran twice")
 
 
 def test_a_daemon_drains_on_sigterm(tmp_path: Path) -> None:
