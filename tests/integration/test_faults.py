@@ -210,3 +210,17 @@ def test_a_daemon_drains_on_sigterm(tmp_path: Path) -> None:
         os.kill(members[0].pid, signal.SIGTERM)
         assert mf.result(60) == list(range(60))
         assert len(diary.entries("start")) == 60
+
+
+def test_a_second_sigterm_stops_a_draining_daemon_at_once(tmp_path: Path) -> None:
+    with LocalCluster(workers=1, cpus=1) as cluster:
+        daemon = _all_members(cluster, 1)[0].pid
+        future = cluster.submit(time.sleep, 60)
+        until(future.running, what="the task runs")
+        kernels = children(daemon)
+        os.kill(daemon, signal.SIGTERM)
+        until(lambda: any(w.draining for w in cluster.workers()), what="the daemon drains")
+        assert alive(daemon)
+        assert future.running()
+        os.kill(daemon, signal.SIGTERM)
+        until(lambda: not any(map(alive, [daemon, *kernels])), 10, what="the daemon has stopped")
