@@ -24,7 +24,6 @@ import click
 import msgspec
 
 import nbsched
-from nbsched import clusterkey
 from nbsched.errors import NbschedError, StoreUnreachableError
 from nbsched.leader import election
 from nbsched.leader.election import Leadership
@@ -32,11 +31,10 @@ from nbsched.leader.service import LeaderService
 from nbsched.model import Candidate, Term, WorkerRecord, to_json
 from nbsched.names import Names, new_worker_id
 from nbsched.payload.envelope import Key
+from nbsched.servers import Servers
 from nbsched.settings import Settings, load
 from nbsched.storage import Absent, CreatedAt, Delete, Lease, Put, Store
-from nbsched.storage.etcd import EtcdStore
 from nbsched.transport import Bus
-from nbsched.transport.nats import NatsBus
 from nbsched.worker.cpus import usable_cpus
 from nbsched.worker.service import WorkerService
 
@@ -61,17 +59,10 @@ class Daemon:
     @classmethod
     async def start(cls, settings: Settings, cpus: int) -> Daemon:
         """Connect and start the kernels. Raises ConnectError, ConfigurationError."""
-        settings.require_servers()
         host = socket.gethostname()
         worker_id = new_worker_id(host)
-        names = Names(settings.namespace)
-        store, bus = await _connect(settings, f"nbsched-worker {worker_id}")
-        copies = settings.stream_replicas
-        key, *_ = await asyncio.gather(
-            clusterkey.obtain(store, names, settings),
-            bus.ensure_log(names.inputs_log, names.all_inputs, replicas=copies),
-            bus.ensure_log(names.results_log, names.all_results, replicas=copies),
-        )
+        servers = await Servers.connect(settings, name=f"nbsched-worker {worker_id}")
+        names, key, store, bus = servers.names, servers.key, servers.store, servers.bus
         record = WorkerRecord(
             id=worker_id,
             host=host,
@@ -258,20 +249,6 @@ async def _first_of(*conditions: asyncio.Event) -> None:
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:
         wait.cancel()
-
-
-async def _connect(settings: Settings, name: str) -> tuple[Store, Bus]:
-    store, bus = await asyncio.gather(
-        EtcdStore.connect(settings), NatsBus.connect(settings, name=name), return_exceptions=True
-    )
-    if isinstance(store, BaseException):
-        if not isinstance(bus, BaseException):
-            await bus.close()
-        raise store
-    if isinstance(bus, BaseException):
-        await store.close()
-        raise bus
-    return store, bus
 
 
 def _address_towards(endpoint: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from nbsched import clusterkey, messages
+from nbsched import messages
 from nbsched.client.iothread import IoThread, io_thread
 from nbsched.client.members import Members, read_record
 from nbsched.client.notes import Notes
@@ -25,11 +25,10 @@ from nbsched.errors import AuthenticationError, ConnectError, NbschedError
 from nbsched.model import ClientId, JobId, JobRecord, JobStatus
 from nbsched.names import Names, new_client_id
 from nbsched.payload.envelope import Key, Kind
+from nbsched.servers import Servers
 from nbsched.settings import Settings
 from nbsched.storage import Store
-from nbsched.storage.etcd import EtcdStore
 from nbsched.transport import Bus, Message, RequestFailedError
-from nbsched.transport.nats import NatsBus
 from nbsched.wire import Wire
 
 log = logging.getLogger(__name__)
@@ -71,32 +70,12 @@ class Session:
 
     @classmethod
     async def _connect(cls, io: IoThread, settings: Settings) -> Session:
-        settings.require_servers()
-        store, bus = await asyncio.gather(
-            EtcdStore.connect(settings),
-            NatsBus.connect(settings, name="nbsched-client"),
-            return_exceptions=True,
-        )
-        if isinstance(store, BaseException):
-            if not isinstance(bus, BaseException):
-                await bus.close()
-            raise store
-        if isinstance(bus, BaseException):
-            await store.close()
-            raise bus
+        servers = await Servers.connect(settings, name="nbsched-client")
+        session = cls(io, settings, servers.store, servers.bus, servers.key)
         try:
-            names = Names(settings.namespace)
-            copies = settings.stream_replicas
-            key, *_ = await asyncio.gather(
-                clusterkey.obtain(store, names, settings),
-                bus.ensure_log(names.inputs_log, names.all_inputs, replicas=copies),
-                bus.ensure_log(names.results_log, names.all_results, replicas=copies),
-            )
-            session = cls(io, settings, store, bus, key)
             await session._begin()
         except BaseException:
-            await bus.close()
-            await store.close()
+            await servers.close()
             raise
         return session
 
