@@ -19,7 +19,8 @@ from nbsched.storage import Absent, Commit, Put, WatchEndedError, etcd_endpoints
 from nbsched.storage.etcd import EtcdStore
 from nbsched.storage.etcd_calls import EtcdCalls, may_corrupt
 from nbsched.storage.etcd_endpoints import open_endpoints
-from support.etcd import EtcdServer, free_ports
+from support.etcd import EtcdServer
+from support.serverprocess import free_ports
 
 ROOT = "/nbsched/demo/"
 KEY = f"{ROOT}a"

@@ -29,8 +29,8 @@ from support.buses import (
     run,
     serve,
 )
-from support.etcd import free_ports
 from support.nats import NatsServer
+from support.serverprocess import free_ports
 
 __all__ = ["private_nats"]
 

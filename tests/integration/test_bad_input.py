@@ -12,6 +12,8 @@ import pytest
 
 from nbsched import Cluster, LocalCluster, errors
 from nbsched.client import cluster as cluster_module
+from nbsched.client.records import JobInfo
+from support.conditions import until
 from support.nats import NatsServer
 
 
@@ -90,13 +92,12 @@ def test_an_item_that_fails_during_the_upload_ends_the_job(cluster: LocalCluster
 
     with pytest.raises(errors.NotPicklableError, match="Item 20 "):
         cluster.map(len, items(), name="half")
-    deadline = time.monotonic() + 20
-    while True:
+
+    def ended() -> JobInfo | None:
         (job,) = [job for job in cluster.jobs() if job.name == "half"]
-        if job.state in ("cancelled", "succeeded"):
-            break
-        assert time.monotonic() < deadline, job
-        time.sleep(0.02)
+        return job if job.state in ("cancelled", "succeeded") else None
+
+    job = until(ended, what="the job has ended")
     assert job.total == job.ok + job.cancelled
 
 

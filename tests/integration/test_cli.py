@@ -19,6 +19,7 @@ from nbsched.cli import main
 from nbsched.local import runtime
 from nbsched.local.cluster import stop_shared
 from nbsched.settings import Settings
+from support.conditions import until
 
 COMMAND = Path(sysconfig.get_path("scripts"), "nbsched")
 TIMEOUT_S = 60.0
@@ -187,10 +188,7 @@ def test_cancel_stops_a_running_job(run: Run) -> None:
         running = cluster.map(time.sleep, [60, 60])
         answer = run("cancel", running.id)
         assert answer.stdout == f"Job {running.id} is being cancelled.\n"
-        deadline = time.monotonic() + TIMEOUT_S
-        while not running.done():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(running.done, TIMEOUT_S, what="the job has ended")
         assert running.cancelled()
         answer = run("cancel", running.id)
     assert answer.stdout == f"Job {running.id} has ended already: cancelled.\n"

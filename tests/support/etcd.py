@@ -1,63 +1,27 @@
 """A real etcd for tests, on free loopback ports and in a folder of its own.
 
-A server runs in a session of its own, so that Ctrl-C in pytest leaves it to its
-fixture. If pytest itself is killed, the kernel kills the server: the parent-death
-signal is set by `setpriv` between fork and exec, or by a line of Python where there
-is no setpriv (slower by a start of Python), never by ``preexec_fn``, which is unsafe
-in a process with threads. The signal comes when the *thread* that started the server
-ends: start servers from the main thread.
+How its process starts and ends is in `support.serverprocess`.
 """
 
 from __future__ import annotations
 
-import shutil
-import signal
-import socket
 import ssl
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 
 from nbsched.local.binaries import find_etcd
 from nbsched.storage.etcd_rpc import grpc, rpc_pb2, rpc_pb2_grpc
+from support.serverprocess import STOP_WITHIN_S, ServerProcess, free_ports
 
 START_WITHIN_S = 20.0
-STOP_WITHIN_S = 5.0
-
-_DIE_WITH_PARENT = (
-    "import ctypes, os, sys;"
-    "ctypes.CDLL(None).prctl(1, 9, 0, 0, 0);"
-    "os.execv(sys.argv[1], sys.argv[1:])"
-)
 
 
-def dying_with_us(command: list[str]) -> list[str]:
-    """``command``, killed by the kernel when the calling thread is gone (Linux)."""
-    if not sys.platform.startswith("linux"):
-        return command
-    setpriv = shutil.which("setpriv")
-    if setpriv is not None:
-        return [setpriv, "--pdeathsig", "KILL", *command]
-    return [sys.executable, "-S", "-c", _DIE_WITH_PARENT, *command]
-
-
-def free_ports(count: int) -> list[int]:
-    """Loopback ports that are free now, all different."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(closing(socket.socket())) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
-class EtcdServer:
+class EtcdServer(ServerProcess):
     """One single-member etcd. Data and ports stay the same over a restart."""
 
     def __init__(self, folder: Path, *options: str, tls: bool = False) -> None:
@@ -67,7 +31,7 @@ class EtcdServer:
         self._options = options
         self._scheme = "https" if tls else "http"
         self._port, self._peer_port = free_ports(2)
-        self._process: subprocess.Popen[bytes] | None = None
+        super().__init__(folder / "etcd.log")
 
     @property
     def endpoint(self) -> str:
@@ -77,50 +41,6 @@ class EtcdServer:
     def certificate(self) -> Path:
         """The self-signed certificate that ``--auto-tls`` made."""
         return self._folder / "data" / "fixtures" / "client" / "cert.pem"
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None, "the server does not run"
-        return self._process.pid
-
-    def start(self) -> None:
-        """Start the server and return when it can write."""
-        assert self._process is None, "the server runs already"
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / "etcd.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                dying_with_us(self._command()),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        try:
-            self._wait_until_healthy()
-        except BaseException:
-            self.kill()
-            raise
-
-    def stop(self) -> None:
-        """End it in order. Does nothing when it does not run."""
-        self._end(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """End it at once, as a crash would. Does nothing when it does not run."""
-        self._end(signal.SIGKILL)
-
-    def restart(self) -> None:
-        self.stop()
-        self.start()
-
-    def freeze(self) -> None:
-        """Let it hold its connections and answer nothing, until `thaw` or `kill`."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
 
     def revoke_lease(self, lease_id: int) -> None:
         with grpc.insecure_channel(self.endpoint) as channel:
@@ -141,17 +61,6 @@ class EtcdServer:
             auth.UserGrantRole(rpc_pb2.AuthUserGrantRoleRequest(user="root", role="root"))
             auth.AuthEnable(rpc_pb2.AuthEnableRequest())
 
-    def _end(self, sent: signal.Signals) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.send_signal(sent)
-        try:
-            process.wait(STOP_WITHIN_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
     def _command(self) -> list[str]:
         client = f"{self._scheme}://{self.endpoint}"
         peer = f"http://127.0.0.1:{self._peer_port}"
@@ -170,7 +79,7 @@ class EtcdServer:
             *self._options,
         ]
 
-    def _wait_until_healthy(self) -> None:
+    def _wait_until_ready(self) -> None:
         assert self._process is not None
         deadline = time.monotonic() + START_WITHIN_S
         while not self._healthy():
