@@ -8,7 +8,8 @@ import platform
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence, Sized
+import weakref
+from collections.abc import Callable, Collection, Iterable, Sequence, Sized
 from typing import Any, Literal
 
 import msgspec
@@ -22,6 +23,7 @@ from nbsched.client.mapfuture import MapFuture
 from nbsched.client.options import Options, chunk, merge
 from nbsched.client.requests import cancel_tasks, retry_tasks
 from nbsched.client.session import Session
+from nbsched.client.tables import JobTable, WorkerTable
 from nbsched.client.tracker import JobTracker
 from nbsched.client.upload import Upload
 from nbsched.errors import ConfigurationError, JobNotFoundError, NotCallableError
@@ -31,6 +33,7 @@ from nbsched.names import check_id, new_job_id
 from nbsched.payload import pickling, retrypolicy
 from nbsched.settings import Settings, load
 
+_opened: list[weakref.ref[Cluster]] = []
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
@@ -40,6 +43,7 @@ class Submitter:
     def __init__(self, session: Session, options: Options) -> None:
         self._session = session
         self._options = options
+        self._interest = session.interest()
 
     def map(
         self,
@@ -188,6 +192,9 @@ class Cluster(Submitter):
     file; with none of them it joins, or starts, this machine's own local cluster.
     All of `Settings` may be given as keyword arguments.
 
+    ``close()`` or a ``with`` block ends the connection; so does dropping the cluster
+    and all of its futures. Jobs go on in any case.
+
     Raises:
         ConfigurationError: a setting is wrong or missing.
         ConnectError: a server does not answer within ``connect_timeout_s``.
@@ -212,9 +219,13 @@ class Cluster(Submitter):
     def _open(self, settings: Settings) -> None:
         self.settings = settings
         super().__init__(Session.connect(settings), Options())
+        if self._membership is not None:
+            weakref.finalize(self._interest, self._membership.close)
+        _opened[:] = [opened for opened in _opened if opened() is not None]
+        _opened.append(weakref.ref(self))
 
     def __repr__(self) -> str:
-        where = "closed" if self._session.closed else ", ".join(self.settings.etcd)
+        where = "closed" if self.closed else ", ".join(self.settings.etcd)
         return f"<nbsched.{type(self).__name__} {self.settings.namespace!r} at {where}>"
 
     def __enter__(self) -> Self:
@@ -222,6 +233,11 @@ class Cluster(Submitter):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was disconnected by ``close()``."""
+        return self._session.closed
 
     def close(self) -> None:
         """Disconnect. Jobs go on; `attach` brings them back."""
@@ -232,17 +248,43 @@ class Cluster(Submitter):
 
     # ------------------------------------------------------------ looking
 
-    def workers(self) -> list[records.WorkerInfo]:
-        """The members that are there now, sorted by host and id."""
+    def workers(self) -> WorkerTable:
+        """The members that are there now, sorted by host and id: a list that draws itself.
+
+        ``cluster.workers().filter(host="node*")`` is a part of it; see `Table.filter`.
+        """
         session = self._session
         members = session.members
         session.run(members.list())
         found = sorted(members.records.values(), key=lambda record: (record.host, record.id))
-        return [records.worker_info(record, members.leader) for record in found]
+        free = members.free_slots
+        return WorkerTable(
+            records.worker_info(record, members.leader, free.get(record.id)) for record in found
+        )
 
-    def jobs(self) -> list[records.JobInfo]:
-        """All jobs of the namespace, newest first, with live counts of unfinished ones."""
-        return self._session.run(self._jobs())
+    def jobs(
+        self,
+        *,
+        state: str | Collection[str] | None = None,
+        tag: str | Collection[str] | None = None,
+        name: str | None = None,
+        limit: int | None = None,
+    ) -> JobTable:
+        """Jobs of the namespace, newest first, with live counts of unfinished ones.
+
+        A list that draws itself; ``.filter(...)`` is a part of it.
+
+        Args:
+            state: one state or several (waiting, running, succeeded, failed, cancelled).
+            tag: one tag or several, of which a job must have one.
+            name: its name, or a pattern with ``*`` and ``?``.
+            limit: at most so many of those.
+        """
+        wanted = {"state": state, "tag": tag, "name": name}
+        wanted = {key: value for key, value in wanted.items() if value is not None}
+        if limit is not None and limit < 0:
+            raise ConfigurationError(f"limit={limit!r} is not possible; at least 0, or None.")
+        return JobTable(self._session.run(self._jobs())).filter(**wanted)[:limit]
 
     async def _jobs(self) -> list[records.JobInfo]:
         session = self._session
@@ -304,6 +346,7 @@ class LocalCluster(Cluster):
         self._private = local.start_private(workers, cpus, load(settings))
         try:
             self._open(self._private.settings)
+            self._interest.keeps.append(self._private)
         except BaseException:
             self._private.close()
             raise
@@ -316,6 +359,12 @@ class LocalCluster(Cluster):
         """Disconnect, and end the cluster with everything in it."""
         super().close()
         self._private.close()
+
+
+def latest() -> Cluster | None:
+    """The cluster of this process that was opened last and is still open."""
+    clusters = (opened() for opened in reversed(_opened))
+    return next((found for found in clusters if found is not None and not found.closed), None)
 
 
 def _future(session: Session, tracker: JobTracker, options: Options) -> Future:

@@ -32,6 +32,8 @@ class Members:
     ) -> None:
         self.records: dict[WorkerId, WorkerRecord] = {}
         self.leader: WorkerId | None = None
+        self.free_slots: dict[WorkerId, int] = {}
+        """CPU slots without work, of workers that have said so."""
         self._store = store
         self._names = names
         self._settings = settings
@@ -42,6 +44,10 @@ class Members:
         """Those that run tasks; any thread may ask."""
         return [w for w in list(self.records.values()) if w.cpus > 0 and not w.draining]
 
+    def reported(self, worker: WorkerId, free_slots: int) -> None:
+        """A worker said how many of its CPU slots have no work."""
+        self.free_slots[worker] = free_slots
+
     # ------------------------------------------------------------ following
 
     async def list(self) -> int:
@@ -50,6 +56,7 @@ class Members:
         records = (read_record(item.value, WorkerRecord) for item in snapshot.items)
         self.records = {record.id: record for record in records if record is not None}
         self.leader = _leading(await self._store.list(self._names.candidates))
+        self.free_slots = {w: free for w, free in self.free_slots.items() if w in self.records}
         self._listed.set()
         self._on_list()
         return snapshot.revision

@@ -1,8 +1,10 @@
-"""What ``cluster.workers()`` and ``cluster.jobs()`` return."""
+"""The records in ``cluster.workers()`` and ``cluster.jobs()``."""
 
 from __future__ import annotations
 
+import platform
 from datetime import datetime, timezone
+from importlib import metadata
 
 import msgspec
 
@@ -11,7 +13,16 @@ from nbsched.model import JobId, JobRecord, JobState, JobStatus, WorkerId, Worke
 
 
 class WorkerInfo(msgspec.Struct, frozen=True):
-    """A member of the cluster. ``python`` is its minor version, ``leader`` whether it leads."""
+    """A member of the cluster.
+
+    Attributes:
+        python: its minor version.
+        versions: of what matters to tasks and to the cluster, by name.
+        leader: whether it leads.
+        draining: it takes no more work, and ends when it has done what it has.
+        in_use: CPU slots that have work; None when it has not said so yet.
+        differs: its version and this process's, by name, where they are not the same.
+    """
 
     id: WorkerId
     host: str
@@ -22,6 +33,8 @@ class WorkerInfo(msgspec.Struct, frozen=True):
     versions: dict[str, str]
     leader: bool
     draining: bool
+    in_use: int | None = None
+    differs: dict[str, tuple[str, str]] = {}
 
 
 class JobInfo(msgspec.Struct, frozen=True):
@@ -41,8 +54,15 @@ class JobInfo(msgspec.Struct, frozen=True):
     host: str
     note: str
 
+    @property
+    def done(self) -> int:
+        """Tasks that have ended, however."""
+        return self.ok + self.failed + self.cancelled
 
-def worker_info(record: WorkerRecord, leader: WorkerId | None) -> WorkerInfo:
+
+def worker_info(
+    record: WorkerRecord, leader: WorkerId | None, free_slots: int | None
+) -> WorkerInfo:
     return WorkerInfo(
         id=record.id,
         host=record.host,
@@ -53,7 +73,24 @@ def worker_info(record: WorkerRecord, leader: WorkerId | None) -> WorkerInfo:
         versions=record.versions,
         leader=record.id == leader,
         draining=record.draining,
+        in_use=None if free_slots is None else max(0, record.cpus - free_slots),
+        differs=_differences(record.versions),
     )
+
+
+def _differences(versions: dict[str, str]) -> dict[str, tuple[str, str]]:
+    """A worker's versions that are not this process's. What is not here differs, too."""
+    pairs = {name: (theirs, _version_here(name)) for name, theirs in versions.items()}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _version_here(name: str) -> str:
+    if name == "python":
+        return platform.python_version()
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "none"
 
 
 def job_info(record: JobRecord, status: JobStatus | None, live: JobCounts | None) -> JobInfo:

@@ -1,6 +1,7 @@
 """One connection to a cluster: its servers, its trackers and its background tasks.
 
-All of it runs on the I/O thread. What comes in is checked and handed on by `reading`
+All of it runs on the I/O thread. It stays open as long as somebody has use for it: who
+does, holds its `Interest`. What comes in is checked and handed on by `reading`
 (outcomes) and `members`; `notes` tells jobs why they do not move.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import logging
 import weakref
 from collections.abc import Callable, Coroutine, Sequence
@@ -40,6 +42,17 @@ _COUNTS_S = 1.0
 """How long `live_counts` waits for a leader."""
 
 
+class Interest:
+    """What keeps a session open. Clusters hold it, and so do their jobs' trackers.
+
+    The session itself is always reachable from its background tasks, so that its own
+    death would never come. ``keeps`` is what else has to live as long.
+    """
+
+    def __init__(self) -> None:
+        self.keeps: list[object] = []
+
+
 class Session:
     """A client's connections and background tasks."""
 
@@ -59,6 +72,9 @@ class Session:
         )
         self._tasks: set[asyncio.Task[None]] = set()
         self._subscriptions: list[Any] = []
+        self._interest: weakref.ref[Interest] | None = None
+        self._forgotten: weakref.finalize[..., Interest] | None = None
+        self._closing: asyncio.Task[None] | None = None
 
     # ------------------------------------------------------------ life
 
@@ -111,10 +127,28 @@ class Session:
                 log.exception("A background task failed and is started anew")
             await asyncio.sleep(_RETRY_S)
 
+    def interest(self) -> Interest:
+        """Keeps the session open as long as it is held; with the last one it closes."""
+        held = None if self._interest is None else self._interest()
+        if held is None:
+            held = Interest()
+            self._interest = weakref.ref(held)
+            self._forgotten = weakref.finalize(held, _forget, self._io, self)
+            self._forgotten.atexit = False
+        return held
+
+    def _nobody_is_interested(self) -> None:
+        if not self.closed:
+            self.closed = True
+            log.info("The connections of %s end: nobody uses them any more", self.id)
+            self._closing = asyncio.ensure_future(self._close())
+
     def close(self) -> None:
         """End all connections. Futures without an outcome fail with a clear error."""
         if not self.closed:
             self.closed = True
+            if self._forgotten is not None:
+                self._forgotten.detach()
             self._io.run(self._close())
 
     async def _close(self) -> None:
@@ -181,7 +215,7 @@ class Session:
 
     def track(self, record: JobRecord) -> JobTracker:
         """The tracker of a job of this client."""
-        tracker = JobTracker(record)
+        tracker = JobTracker(record, self.interest())
         tracker.set_note(self.notes.line)
         self._trackers[record.id] = tracker
         return tracker
@@ -239,6 +273,7 @@ class Session:
             return
         if not isinstance(report, messages.WorkerReport):
             return
+        self.members.reported(report.worker, report.free_slots)
         running: dict[JobId, set[int]] = {}
         for held in report.held:
             if held.running_for_s is not None:
@@ -266,3 +301,11 @@ class Session:
         if not isinstance(answer, messages.Counts):
             return {}
         return {counts.job: counts for counts in answer.jobs}
+
+
+def _forget(io: IoThread, session: Session) -> None:
+    """Close without waiting: this runs wherever the last reference went, maybe on the
+    I/O thread itself, or in the middle of anything."""
+    if io.usable:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: so are its connections
+            io.loop.call_soon_threadsafe(session._nobody_is_interested)

@@ -48,10 +48,12 @@ F = TypeVar("F", bound=TaskFuture)
 class JobTracker:
     """Everything a client knows of one job."""
 
-    def __init__(self, record: JobRecord) -> None:
+    def __init__(self, record: JobRecord, interest: object = None) -> None:
+        """``interest`` is held, not used: it keeps the connection open for futures."""
         self.id: JobId = record.id
         self.client: ClientId = record.client
         self.record = record
+        self._interest = interest
         self.changed = threading.Condition()
         self.failure: BaseException | None = None
         """Why nothing more will come: the cluster was closed, the upload failed."""
