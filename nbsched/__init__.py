@@ -55,5 +55,10 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'nbsched' has no attribute {name!r}")
 
 
+def load_ipython_extension(shell: Any) -> None:
+    """``%load_ext nbsched``: the magics ``%nbsched`` and ``%%nbsched``."""
+    import_module("nbsched.magics").load(shell)
+
+
 def __dir__() -> list[str]:
     return sorted(__all__)
