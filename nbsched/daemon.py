@@ -31,6 +31,7 @@ from nbsched.leader.service import LeaderService
 from nbsched.model import Candidate, Term, WorkerRecord, to_json
 from nbsched.names import Names, new_worker_id
 from nbsched.payload.envelope import Key
+from nbsched.payload.sharedfolder import SharedFolder
 from nbsched.servers import Servers
 from nbsched.settings import Settings, load
 from nbsched.storage import Absent, CreatedAt, Delete, Lease, Put, Store
@@ -59,6 +60,7 @@ class Daemon:
     @classmethod
     async def start(cls, settings: Settings, cpus: int) -> Daemon:
         """Connect and start the kernels. Raises ConnectError, ConfigurationError."""
+        SharedFolder.of(settings.shared_folder)  # an error before anything is started
         host = socket.gethostname()
         worker_id = new_worker_id(host)
         servers = await Servers.connect(settings, name=f"nbsched-worker {worker_id}")

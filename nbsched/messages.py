@@ -31,6 +31,8 @@ class BlockRef(msgspec.Struct, frozen=True, array_like=True):
         count: number of its items (0 for the callable).
         parts: number of messages that it takes.
         nbytes: its size in bytes.
+        file: its name in the shared folder, if it lies there; then the log has an
+            entry without data.
     """
 
     block: int
@@ -38,6 +40,7 @@ class BlockRef(msgspec.Struct, frozen=True, array_like=True):
     count: int
     parts: int
     nbytes: int
+    file: str = ""
 
 
 class JobBrief(msgspec.Struct, frozen=True):
@@ -52,6 +55,9 @@ class JobBrief(msgspec.Struct, frozen=True):
     task_timeout_s: float | None = None
     max_crashes: int = 3
     chunksize: int | None = None
+    function_file: str = ""
+    """The callable's name in the shared folder, if it lies there."""
+    function_bytes: int = 0
 
 
 class RunSlice(Message, frozen=True):
@@ -227,6 +233,7 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
         crashes: deaths of kernel or host that the task has caused in this round,
             this one included.
         first_started_at: RETRY only: epoch seconds of the round's first attempt.
+        file: where the bytes lie in the shared folder; then the message has none of them.
     """
 
     start: int
@@ -240,6 +247,12 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
     retry_in_s: float = 0.0
     crashes: int = 0
     first_started_at: float | None = None
+    file: str = ""
+
+    @property
+    def body_bytes(self) -> int:
+        """Bytes that the outcome takes in its message."""
+        return 0 if self.file else sum(self.sizes)
 
 
 class OutcomeBatch(msgspec.Struct, frozen=True, array_like=True):

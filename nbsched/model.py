@@ -75,6 +75,9 @@ class JobRecord(Record, frozen=True, kw_only=True):
     """Number of tasks."""
     function_parts: int = 0
     """Number of messages that the callable takes in the inputs log."""
+    function_file: str = ""
+    """Its name in the shared folder, if it lies there instead."""
+    function_bytes: int = 0
     cpus: int = 1
     """CPU slots that one task takes."""
     retry: str = "none"

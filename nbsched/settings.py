@@ -26,6 +26,10 @@ else:
 
 _SECRETS = {"etcd_password", "nats_password", "nats_token"}
 
+KEPT_S = 7 * 24 * 3600
+"""Inputs and outcomes go after a week. Whoever attaches later than that finds nothing;
+without a limit, what crashed clients left behind would fill the disk for ever."""
+
 ProgressMode = Literal["auto", "text", "off"]
 
 
@@ -71,6 +75,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Larger payloads are cut: half of what NATS takes at its default limit."""
     stream_replicas: int = 1
     """Copies of the two JetStream logs, for whoever creates them: 3 on a NATS cluster."""
+    shared_folder: str | None = None
+    """Folder that client and workers all see under this path, and that nobody else can
+    write to: large payloads lie there instead of going through NATS. This machine's own
+    cluster has one; on several hosts it may be a network file system."""
     max_result_bytes: int = 1024**3
     """A result over this limit is an error of its task."""
     progress: ProgressMode = "auto"

@@ -20,6 +20,7 @@ from nbsched.indexset import IndexSet, Range
 from nbsched.messages import Encoding, ErrorReport, Outcome, OutcomeState
 from nbsched.model import TaskRange
 from nbsched.payload import pickling
+from nbsched.payload.sharedfolder import SharedFolder
 
 
 class TaskState(IntEnum):
@@ -41,10 +42,13 @@ _FINAL = {
 class Segment:
     """The bytes of one outcome, and their values once somebody has asked for them."""
 
-    __slots__ = ("_job", "_outcome", "_raw", "_values")
+    __slots__ = ("_folder", "_job", "_outcome", "_raw", "_values")
 
-    def __init__(self, outcome: Outcome, raw: memoryview, job: str) -> None:
+    def __init__(
+        self, outcome: Outcome, raw: memoryview, job: str, folder: SharedFolder | None
+    ) -> None:
         self._job = job
+        self._folder = folder
         self._outcome = outcome
         self._raw: memoryview | None = raw
         self._values: list[Any] | None = None
@@ -83,6 +87,11 @@ class Segment:
         if outcome.encoding is Encoding.ERROR:
             report = msgspec.msgpack.decode(raw, type=ErrorReport)
             return [_Raised(exception_of(report, outcome.start, self._job))] * count
+        if outcome.file:
+            try:
+                raw = self._map()
+            except (OSError, ResultNotReadableError) as error:
+                return [_Raised(_unreadable(outcome.start, error))] * count
         if outcome.encoding is Encoding.SCALARS:
             return list(pickling.loads(raw))
         values, at = [], 0
@@ -90,6 +99,14 @@ class Segment:
             values.append(_load(raw[at : at + size], outcome.start + offset))
             at += size
         return values
+
+    def _map(self) -> memoryview:
+        if self._folder is None:
+            raise ResultNotReadableError(
+                "it lies in the cluster's shared folder, which is not configured here"
+                " (NBSCHED_SHARED_FOLDER)"
+            )
+        return self._folder.map(self._outcome.file, 0, sum(self._outcome.sizes))
 
 
 class _Raised:
@@ -112,6 +129,16 @@ def _load(raw: memoryview, index: int) -> Any:
         )
         unreadable.__cause__ = error
         return _Raised(unreadable)
+
+
+def _unreadable(index: int, error: Exception) -> ResultNotReadableError:
+    missing = ResultNotReadableError(
+        f"The file with the result of task {index} cannot be read here: {error}. Read it where"
+        " the cluster runs, or retry() the task.",
+        index=index,
+    )
+    missing.__cause__ = error
+    return missing
 
 
 def exception_of(report: ErrorReport, index: int, job: str) -> BaseException:
@@ -145,8 +172,9 @@ def exception_of(report: ErrorReport, index: int, job: str) -> BaseException:
 class ResultStore:
     """States and values of all tasks of a job."""
 
-    def __init__(self, job: str) -> None:
+    def __init__(self, job: str, folder: SharedFolder | None = None) -> None:
         self._job = job
+        self._folder = folder
         self._states = bytearray()
         self._segments: list[Segment | None] = []
         self._rounds: dict[int, int] = {}
@@ -208,7 +236,7 @@ class ResultStore:
             return []
         span = slice(outcome.start, outcome.stop)
         count = outcome.stop - outcome.start
-        segment = Segment(outcome, raw, self._job)
+        segment = Segment(outcome, raw, self._job, self._folder)
         untouched = not self._rounds and outcome.round == 0
         if untouched and self._states[span] == bytes(count):
             self._enter(span, _FINAL[outcome.state], segment)

@@ -27,6 +27,7 @@ from nbsched.errors import AuthenticationError, ConnectError, NbschedError
 from nbsched.model import ClientId, JobId, JobRecord, JobStatus
 from nbsched.names import Names, new_client_id
 from nbsched.payload.envelope import Key, Kind
+from nbsched.payload.sharedfolder import SharedFolder
 from nbsched.servers import Servers
 from nbsched.settings import Settings
 from nbsched.storage import Store
@@ -63,6 +64,7 @@ class Session:
         self.store = store
         self.bus = bus
         self.wire = Wire(key, self.names)
+        self.shared_folder = SharedFolder.of(settings.shared_folder)
         self.members = Members(store, self.names, settings, self._members_listed)
         self.notes = Notes(settings, self._living_trackers)
         self.closed = False
@@ -215,7 +217,7 @@ class Session:
 
     def track(self, record: JobRecord) -> JobTracker:
         """The tracker of a job of this client."""
-        tracker = JobTracker(record, self.interest())
+        tracker = JobTracker(record, self.interest(), self.shared_folder)
         tracker.set_note(self.notes.line)
         self._trackers[record.id] = tracker
         return tracker

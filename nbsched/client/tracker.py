@@ -21,6 +21,7 @@ from nbsched.client.results import ResultStore, Segment, TaskState
 from nbsched.indexset import Range
 from nbsched.messages import Outcome, OutcomeState
 from nbsched.model import ClientId, JobId, JobRecord, TaskRange, WorkerId
+from nbsched.payload.sharedfolder import SharedFolder
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,9 @@ F = TypeVar("F", bound=TaskFuture)
 class JobTracker:
     """Everything a client knows of one job."""
 
-    def __init__(self, record: JobRecord, interest: object = None) -> None:
+    def __init__(
+        self, record: JobRecord, interest: object = None, folder: SharedFolder | None = None
+    ) -> None:
         """``interest`` is held, not used: it keeps the connection open for futures."""
         self.id: JobId = record.id
         self.client: ClientId = record.client
@@ -57,7 +60,7 @@ class JobTracker:
         self.changed = threading.Condition()
         self.failure: BaseException | None = None
         """Why nothing more will come: the cluster was closed, the upload failed."""
-        self._store = ResultStore(self.id)
+        self._store = ResultStore(self.id, folder)
         self._total: int | None = record.total
         self._uploaded = record.total or 0
         self._arrivals: list[Range] = []
@@ -103,7 +106,7 @@ class JobTracker:
         with self.changed:
             resolved: list[TaskFuture] = []
             for outcome in outcomes:
-                size = sum(outcome.sizes)
+                size = outcome.body_bytes
                 for start, stop in self._store.apply(outcome, view[at : at + size]):
                     self._arrivals.append((start, stop))
                     resolved += self._live_futures(start, stop)

@@ -26,8 +26,10 @@ from nbsched.messages import BlockRef
 from nbsched.model import CancelRequest, JobRecord, to_json
 from nbsched.names import new_request_id
 from nbsched.payload import blocks, envelope
-from nbsched.payload.blocks import Block, InlineInput
+from nbsched.payload.blocks import InlineInput, Packed
 from nbsched.payload.envelope import Envelope, Kind
+from nbsched.payload.frames import Frame
+from nbsched.payload.sharedfolder import SHARE_BYTES
 from nbsched.storage import Absent, ModifiedAt, Put
 from nbsched.transport import LogFullError
 
@@ -52,7 +54,7 @@ class Upload:
         self,
         session: Session,
         record: JobRecord,
-        function: bytes,
+        function: Frame,
         items: Iterable[object],
         *,
         buffersize: int | None = None,
@@ -81,11 +83,11 @@ class Upload:
         lazily = self._ahead is not None
         limit = self._session.settings.inline_bytes
         started = time.monotonic()
-        first: list[Block] = []
-        size = len(self._function)
+        first: list[Packed] = []
+        size = self._function.nbytes
         for block in self._packed:
             first.append(block)
-            size += len(block.data)
+            size += block.frame.nbytes
             slow = time.monotonic() - started > _INLINE_WAIT_S
             if lazily or slow or size > limit:
                 return self._begin_log(first)
@@ -93,21 +95,25 @@ class Upload:
             return self._begin_log(first)
         return self._begin_inline(first)
 
-    def _begin_inline(self, first: list[Block]) -> JobTracker:
+    def _begin_inline(self, first: list[Packed]) -> JobTracker:
         total = sum(block.count for block in first)
-        bundle = InlineInput(self._function, tuple(map(blocks.encode, first)))
+        whole = InlineInput(self._function.join(), tuple(block.frame.join() for block in first))
         content = self._envelope(0, total)
-        sealed = envelope.seal(self._session.wire.key, content, blocks.encode(bundle))
+        sealed = envelope.seal(self._session.wire.key, content, blocks.encode_inline(whole))
         self._record = msgspec.structs.replace(self._record, inline=True, total=total)
         # Before the commit: outcomes can be quicker than its answer.
         tracker = self.tracker = self._session.track(self._record)
         self._session.run(self._commit(sealed))
         return tracker
 
-    def _begin_log(self, first: list[Block]) -> JobTracker:
-        parts = self._parts(self._function)
-        self._record = msgspec.structs.replace(self._record, function_parts=len(parts))
-        self._append(self._function, BlockRef(0, 0, 0, len(parts), len(self._function)))
+    def _begin_log(self, first: list[Packed]) -> JobTracker:
+        function = self._append(self._function, 0, 0, 0)
+        self._record = msgspec.structs.replace(
+            self._record,
+            function_parts=function.parts,
+            function_file=function.file,
+            function_bytes=function.nbytes,
+        )
         for block in first:
             self._append_block(block)
         self._settle(0)
@@ -245,28 +251,39 @@ class Upload:
 
     # ------------------------------------------------------------ blocks
 
-    def _append_block(self, block: Block, deadline: float | None = None) -> None:
+    def _append_block(self, block: Packed, deadline: float | None = None) -> None:
         """Append a block; waits while much is in flight."""
-        data = blocks.encode(block)
-        count = len(self._parts(data))
-        ref = BlockRef(self._number + 1, block.first, block.count, count, len(data))
-        self._append(data, ref)
+        self._append(block.frame, self._number + 1, block.first, block.count)
         # Before the wait, which Ctrl-C can end: the block is on its way.
         self._number += 1
         self._count = block.first + block.count
         self._settle(_IN_FLIGHT_BYTES, deadline)
 
-    def _append(self, data: bytes, ref: BlockRef) -> None:
-        """Append a block's messages, its name in the last."""
-        parts = self._parts(data)
+    def _append(self, frame: Frame, number: int, first: int, count: int) -> BlockRef:
+        """Store a block (0 is the callable) and append its messages, its name in the last."""
+        file = self._share(frame, number)
+        parts = [b""] if file else self._parts(frame.join())
+        ref = BlockRef(number, first, count, len(parts), frame.nbytes, file)
         last = len(parts) - 1
         work = [
             (part, msgspec.msgpack.encode(ref) if position == last else b"")
             for position, part in enumerate(parts)
         ]
-        future = self._session.start(self._append_parts(ref, work))
-        self._pending.append((len(data), future))
-        self._in_flight += len(data)
+        size = sum(map(len, parts))
+        self._pending.append((size, self._session.start(self._append_parts(ref, work))))
+        self._in_flight += size
+        return ref
+
+    def _share(self, frame: Frame, number: int) -> str:
+        """Write a large block to the shared folder; '' when that cannot be done."""
+        folder = self._session.shared_folder
+        if folder is None or frame.nbytes < SHARE_BYTES:
+            return ""
+        try:
+            return folder.write(self._record.id, f"in-{number}", frame.chunks)
+        except OSError as error:  # the log has room, or says what is to be done
+            log.warning("job=%s goes through NATS: %s", self._record.id, error)
+            return ""
 
     async def _append_parts(self, ref: BlockRef, work: list[tuple[bytes, bytes]]) -> None:
         session = self._session

@@ -10,15 +10,21 @@ from __future__ import annotations
 import signal
 from types import FrameType
 
+from nbsched.kernel.disturbances import Disturbances
 from nbsched.kernel.sharedstate import SharedState
+
+_ANY = -1
 
 
 class Interrupts:
     """Arms and disarms SIGINT around the user's code. Main thread only."""
 
-    def __init__(self, state: SharedState) -> None:
+    def __init__(self, state: SharedState, disturbances: Disturbances) -> None:
         self._state = state
+        self._disturbances = disturbances
         self._armed = 0
+        self._hit = 0
+        """The run that was interrupted last."""
         self.install()
 
     def install(self) -> None:
@@ -33,10 +39,18 @@ class Interrupts:
             self._armed = 0
             raise KeyboardInterrupt
 
+    def arm_all(self) -> None:
+        """From here on whatever run is active may be interrupted. The daemon aims only
+        at a run that it has seen active, so no signal comes before that."""
+        self._armed = _ANY
+
     def disarm(self) -> None:
         self._armed = 0
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self._armed and self._armed == self._state.target:
+        run = self._state.active if self._armed == _ANY else self._armed
+        if run and run == self._state.target and run != self._hit:
             self._armed = 0  # once: what follows in this task is our own bookkeeping
+            self._hit = run
+            self._disturbances.notes.append("interrupted")
             raise KeyboardInterrupt

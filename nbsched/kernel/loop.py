@@ -15,8 +15,9 @@ from collections.abc import Sequence
 
 from nbsched._compat import assert_never
 from nbsched.kernel import lifeline, protocol
+from nbsched.kernel.disturbances import Disturbances
 from nbsched.kernel.interrupts import Interrupts
-from nbsched.kernel.jobs import Items, LoadedJob
+from nbsched.kernel.jobs import Items, LoadedJob, SharedFile
 from nbsched.kernel.outbox import Outbox
 from nbsched.kernel.protocol import (
     DropBlock,
@@ -32,6 +33,7 @@ from nbsched.kernel.sharedstate import SharedState
 from nbsched.kernel.tasks import TaskRunner
 from nbsched.model import JobId
 from nbsched.payload import localmodules
+from nbsched.payload.sharedfolder import SharedFolder
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -44,8 +46,7 @@ def main(arguments: Sequence[str]) -> None:
     _show_output_at_once()
     # The client can import what was imported here from its own folders.
     localmodules.send_by_reference()
-    state = SharedState(memory_fd)
-    Kernel(socket.socket(fileno=connection_fd), state, Interrupts(state)).serve()
+    Kernel(socket.socket(fileno=connection_fd), SharedState(memory_fd)).serve()
 
 
 def _show_output_at_once() -> None:
@@ -59,16 +60,16 @@ def _show_output_at_once() -> None:
 class Kernel:
     """Reads frames and carries them out, one after another."""
 
-    def __init__(
-        self, connection: socket.socket, state: SharedState, interrupts: Interrupts
-    ) -> None:
+    def __init__(self, connection: socket.socket, state: SharedState) -> None:
         self._connection = connection
         self._reader = connection.makefile("rb", buffering=256 * 1024)
         self._state = state
-        self._interrupts = interrupts
+        self._disturbances = Disturbances()
+        self._interrupts = Interrupts(state, self._disturbances)
         self._outbox = Outbox(connection)
         self._jobs: dict[JobId, LoadedJob] = {}
         self._runner: TaskRunner | None = None
+        self._folder: SharedFolder | None = None
 
     def serve(self) -> None:
         """Return when the daemon has closed the socket."""
@@ -85,28 +86,34 @@ class Kernel:
         match frame:
             case RunTasks():
                 self._run(frame)
-            case TakeBlock(job=job, block=block):
-                self._jobs[job].blocks[block] = Items(attachment)
-            case TakeJob(job=job, call=call):
-                self._jobs[job] = LoadedJob(job, call, attachment)
+            case TakeBlock(job=job, block=block, file=file, nbytes=nbytes):
+                self._jobs[job].blocks[block] = Items(self._source(attachment, file, nbytes))
+            case TakeJob(job=job, call=call, file=file, nbytes=nbytes):
+                self._jobs[job] = LoadedJob(job, call, self._source(attachment, file, nbytes))
             case DropBlock(job=job, block=block):
                 self._jobs[job].blocks.pop(block, None)
             case DropJob(job=job):
                 self._jobs.pop(job, None)
             case Hello():
-                self._runner = TaskRunner(frame, self._state, self._interrupts, self._outbox)
+                self._begin(frame)
             case _:
                 assert_never(frame)
+
+    def _begin(self, home: Hello) -> None:
+        if home.shared_folder is not None:
+            self._outbox.folder = self._folder = SharedFolder(home.shared_folder)
+        self._runner = TaskRunner(
+            home, self._state, self._interrupts, self._disturbances, self._outbox
+        )
+
+    def _source(self, attachment: bytes, file: str, nbytes: int) -> bytes | SharedFile:
+        if not file:
+            return attachment
+        assert self._folder is not None, "the daemon named one when it said Hello"
+        return SharedFile(self._folder, file, nbytes)
 
     def _run(self, batch: RunTasks) -> None:
         assert self._runner is not None, "the daemon says Hello first"
         self._interrupts.install()  # a task may have set a handler of its own
-        count = batch.stop - batch.start
-        for offset in range(count):
-            run = batch.first_run + offset
-            if not self._state.begin(run):
-                self._outbox.skipped(run, count - offset)  # all behind it are void, too
-                break
-            self._runner.run(self._jobs[batch.job], batch, batch.start + offset, run)
-            self._state.end()
+        self._runner.run(self._jobs[batch.job], batch)
         self._outbox.flush()

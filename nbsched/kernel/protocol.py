@@ -36,20 +36,26 @@ class Hello(Frame, frozen=True):
     worker: str
     host: str
     max_result_bytes: int
+    shared_folder: str | None = None
+    """Where large results go, and large input lies."""
 
 
 class TakeJob(Frame, frozen=True):
-    """Keep this job's callable, the attachment (`pickling.Function` in msgpack)."""
+    """Keep this job's callable (`pickling.Function`): the attachment, or a shared file."""
 
     job: JobId
     call: CallShape
+    file: str = ""
+    nbytes: int = 0
 
 
 class TakeBlock(Frame, frozen=True):
-    """Keep this block of items, the attachment."""
+    """Keep this block of items: the attachment, or a shared file of so many bytes."""
 
     job: JobId
     block: int
+    file: str = ""
+    nbytes: int = 0
 
 
 class DropBlock(Frame, frozen=True):

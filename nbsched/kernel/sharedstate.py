@@ -7,10 +7,10 @@ any more, and which run is to be interrupted.
 Every cell is one aligned 64-bit number with one writer, so a read is never torn.
 Two orders matter:
 
-* The kernel stores ``touched`` and *then* reads ``void_below``. The daemon stores
-  ``void_below``, waits a moment, and then reads ``touched``. So a run above
-  ``touched`` will certainly not start, and the daemon may give it to another kernel
-  at once, even while this one is deep in a long task.
+* The kernel stores ``touched`` (or, in a streak of short tasks, ``active`` alone) and
+  *then* reads ``void_below``. The daemon stores ``void_below``, waits a moment, and then
+  reads both. So a run above them will certainly not start, and the daemon may give it
+  to another kernel at once, even while this one is deep in a long task.
 * The daemon stores the cause before the target, and the target before the signal.
 """
 
@@ -21,7 +21,7 @@ import os
 import tempfile
 
 _PAGE = mmap.PAGESIZE
-_TOUCHED, _ACTIVE, _STARTED_NS, _VOID_BELOW, _TARGET, _CAUSE = range(6)
+_TOUCHED, ACTIVE, _STARTED_NS, VOID_BELOW, _TARGET, _CAUSE = range(6)
 
 CANCELLED = 1
 TIMED_OUT = 2
@@ -43,65 +43,68 @@ class SharedState:
 
     def __init__(self, fd: int) -> None:
         self._map = mmap.mmap(fd, _PAGE)
-        self._cells = memoryview(self._map).cast("q")
+        self.cells = memoryview(self._map).cast("q")
+        """For `nbsched.kernel.streak`, which cannot afford a call per cell."""
 
     def close(self) -> None:
-        self._cells.release()
+        self.cells.release()
         self._map.close()
 
     # ------------------------------------------------------------ the kernel writes
 
     def begin(self, run: int) -> bool:
         """Announce that ``run`` comes next. False: it is void, do not start it."""
-        cells = self._cells
+        cells = self.cells
         cells[_TOUCHED] = run
-        if run < cells[_VOID_BELOW]:
+        if run < cells[VOID_BELOW]:
             return False
-        cells[_ACTIVE] = run
+        cells[ACTIVE] = run
         return True
 
     def started(self, now_ns: int) -> None:
         """The user's code starts now: its time is counted from here."""
-        self._cells[_STARTED_NS] = now_ns
+        self.cells[_STARTED_NS] = now_ns
 
     def end(self) -> None:
         """Nothing of the user's runs any more."""
-        cells = self._cells
+        cells = self.cells
+        cells[_TOUCHED] = max(cells[_TOUCHED], cells[ACTIVE])  # first: see `touched`
         cells[_STARTED_NS] = 0
-        cells[_ACTIVE] = 0
+        cells[ACTIVE] = 0
 
     # ------------------------------------------------------------ the daemon writes
 
     def void_below(self, run: int) -> None:
         """Runs below this number that have not begun must not begin."""
-        self._cells[_VOID_BELOW] = run
+        self.cells[VOID_BELOW] = run
 
     def aim(self, run: int, cause: int) -> None:
         """Before a SIGINT: the one run that it is meant for, and why."""
-        self._cells[_CAUSE] = cause
-        self._cells[_TARGET] = run
+        self.cells[_CAUSE] = cause
+        self.cells[_TARGET] = run
 
     # ------------------------------------------------------------ both read
 
     @property
     def touched(self) -> int:
         """The last run that the kernel has looked at."""
-        return self._cells[_TOUCHED]
+        active = self.cells[ACTIVE]  # in this order: the other one is stored before it goes
+        return max(active, self.cells[_TOUCHED])
 
     @property
     def active(self) -> int:
         """The run whose user code (unpickling included) is being executed, or 0."""
-        return self._cells[_ACTIVE]
+        return self.cells[ACTIVE]
 
     @property
     def started_ns(self) -> int:
         """Monotonic time at which the active run's code started, or 0."""
-        return self._cells[_STARTED_NS]
+        return self.cells[_STARTED_NS]
 
     @property
     def target(self) -> int:
-        return self._cells[_TARGET]
+        return self.cells[_TARGET]
 
     @property
     def cause(self) -> int:
-        return self._cells[_CAUSE]
+        return self.cells[_CAUSE]

@@ -14,6 +14,7 @@ from typing import Any
 from nbsched import messages
 from nbsched.errors import TaskError, TaskTimeoutError
 from nbsched.kernel import outcomes, retrypolicy
+from nbsched.kernel.disturbances import Disturbances
 from nbsched.kernel.exceptions import safe_text
 from nbsched.kernel.interrupts import Interrupts
 from nbsched.kernel.jobs import LoadedJob
@@ -21,6 +22,7 @@ from nbsched.kernel.outbox import Outbox
 from nbsched.kernel.protocol import Hello, RunTasks
 from nbsched.kernel.retrypolicy import Accept, Again, Attempt, BrokenPolicyError, GiveUp, Replace
 from nbsched.kernel.sharedstate import CANCELLED, SharedState
+from nbsched.kernel.streak import Stopped, Streak
 from nbsched.kernel.workplace import Workplace
 from nbsched.messages import Encoding, ErrorReport, Outcome, OutcomeState
 from nbsched.payload import pickling
@@ -30,31 +32,75 @@ class TaskRunner:
     """Runs the tasks of this kernel, one at a time, in the main thread."""
 
     def __init__(
-        self, home: Hello, state: SharedState, interrupts: Interrupts, outbox: Outbox
+        self,
+        home: Hello,
+        state: SharedState,
+        interrupts: Interrupts,
+        disturbances: Disturbances,
+        outbox: Outbox,
     ) -> None:
         self._home = home
         self._state = state
         self._interrupts = interrupts
+        self._disturbances = disturbances
         self._outbox = outbox
         self._workplace = Workplace()
-        self._pid = os.getpid()
+        self._streak = Streak(state, interrupts, disturbances, outbox, self._keep_result)
         self._reading = ""
         """What of the input is being unpickled now, or ''."""
 
-    def run(self, job: LoadedJob, batch: RunTasks, index: int, run: int) -> None:
-        """Run task ``index`` and put its outcome into the outbox."""
-        task = _Task(job, batch, index, run)
-        if batch.timed_out_after_s is not None:
-            self._judge_timeout(task, batch.timed_out_after_s)
+    def run(self, job: LoadedJob, batch: RunTasks) -> None:
+        """Run the tasks of a hand-over; their outcomes are in the outbox afterwards."""
+        run = batch.first_run
+        end = run + batch.stop - batch.start
+        while run < end:
+            if end - run > 1 and self._may_streak(job, batch):
+                stopped = self._run_streak(job, batch, run)
+                if stopped is None:
+                    return
+                void, run = stopped.void, stopped.run
+            else:
+                void = not self._state.begin(run)
+                if not void:
+                    self._run_one(_Task(job, batch, run))
+            self._state.end()
+            if void:
+                self._outbox.skipped(run, end - run)  # all behind it are void, too
+                return
+            run += 1
+
+    def _may_streak(self, job: LoadedJob, batch: RunTasks) -> bool:
+        """Once the callable is known to be readable, and if nothing is to be judged."""
+        return job.loaded and job.policy is None and batch.timed_out_after_s is None
+
+    def _run_streak(self, job: LoadedJob, batch: RunTasks, first: int) -> Stopped | None:
+        self._workplace.enter(job)
+        self._disturbances.clear()
+        stopped = self._streak.run(job, batch, first)
+        if stopped is None:
+            self._state.end()
+        elif not stopped.void:
+            task = _Task(job, batch, stopped.run)
+            self._reading = f"item {task.index}" if stopped.unreadable else ""
+            self._conclude(task, stopped.value, stopped.error)
+        return stopped
+
+    def _run_one(self, task: _Task) -> None:
+        if task.batch.timed_out_after_s is not None:
+            self._judge_timeout(task, task.batch.timed_out_after_s)
             return
-        value, error = self._execute(task)
-        if os.getpid() != self._pid:
+        self._conclude(task, *self._execute(task))
+
+    def _conclude(self, task: _Task, value: Any, error: BaseException | None) -> None:
+        """Put the outcome of what has run into the outbox."""
+        if self._disturbances.forked:
             os._exit(0)  # a child that the task forked: the parent reports the outcome
+        run = task.run
         if self._state.target == run:
             if self._state.cause == CANCELLED:
                 self._outbox.other(run, task.outcome(OutcomeState.CANCELLED))
                 return
-            error = self._timeout_error(task, batch.task_timeout_s or 0.0, error)
+            error = self._timeout_error(task, task.batch.task_timeout_s or 0.0, error)
             self._reading = ""
         if error is None:
             self._succeeded(task, value)
@@ -68,7 +114,7 @@ class TaskRunner:
                 self._reading = "callable"
                 self._interrupts.arm(task.run)
                 self._workplace.enter(task.job)
-                fn = task.job.function()
+                call = task.job.caller()
                 task.started_ns = time.monotonic_ns()
                 self._state.started(task.started_ns)
                 self._reading = f"item {task.index}"
@@ -76,7 +122,7 @@ class TaskRunner:
                 self._reading = ""
                 if task.job.policy is not None:
                     retrypolicy.before(task.job.policy, task.attempt())
-                value = task.job.call(fn, item)
+                value = call(item)
                 self._interrupts.disarm()
                 return value, None
             except BaseException as error:
@@ -146,17 +192,28 @@ class TaskRunner:
     def _send_result(self, task: _Task, value: Any) -> None:
         if outcomes.is_small_scalar(value):
             self._outbox.scalar(task.batch, task.run, task.index, value, task.elapsed_s())
-            return
+        else:
+            self._pickle(task, value, task.elapsed_s())
+
+    def _keep_result(self, job: LoadedJob, batch: RunTasks, run: int, value: Any, s: float) -> bool:
+        """A streak's result that is not plain; False: it may lie with the plain ones."""
+        if outcomes.is_small_scalar(value):
+            index = batch.start + run - batch.first_run
+            return self._outbox.scalar(batch, run, index, value, s)
+        self._pickle(_Task(job, batch, run), value, s)
+        return True
+
+    def _pickle(self, task: _Task, value: Any, elapsed_s: float) -> None:
         try:
-            data = pickling.dumps(value)
+            frame = pickling.pack(value)
         except BaseException as error:
             self._fail(task, _unpicklable(task, value, error))
             return
         limit = self._home.max_result_bytes
-        if len(data) > limit:
-            self._fail(task, _too_large(task, len(data), limit))
+        if frame.nbytes > limit:
+            self._fail(task, _too_large(task, frame.nbytes, limit))
             return
-        self._outbox.pickled(task.batch, task.run, task.index, data, task.elapsed_s())
+        self._outbox.pickled(task.batch, task.run, task.index, frame, elapsed_s)
 
     def _fail(self, task: _Task, report: ErrorReport) -> None:
         body = messages.encode(report)
@@ -209,11 +266,11 @@ class _Task:
 
     __slots__ = ("batch", "index", "job", "run", "started_ns")
 
-    def __init__(self, job: LoadedJob, batch: RunTasks, index: int, run: int) -> None:
+    def __init__(self, job: LoadedJob, batch: RunTasks, run: int) -> None:
         self.job = job
         self.batch = batch
-        self.index = index
         self.run = run
+        self.index = batch.start + run - batch.first_run
         self.started_ns = time.monotonic_ns()
 
     def elapsed_s(self) -> float:

@@ -277,6 +277,8 @@ class LeaderService:
             call=record.call,
             inline=record.inline,
             function_parts=record.function_parts,
+            function_file=record.function_file,
+            function_bytes=record.function_bytes,
             cpus=record.cpus,
             task_timeout_s=record.task_timeout_s,
             max_crashes=record.max_crashes,

@@ -64,6 +64,11 @@ class Home:
     def data(self, part: str) -> Path:
         return self.path / part
 
+    @property
+    def payloads(self) -> Path:
+        """Large inputs and results: see `nbsched.payload.sharedfolder`."""
+        return self.path / "payloads"
+
     def log(self, part: str) -> Path:
         return self.path / f"{part}.log"
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import msgspec
 
-from nbsched.local.home import write_private
+from nbsched.local.home import Home, write_private
 from nbsched.settings import Settings
 
 _Record = TypeVar("_Record", bound=msgspec.Struct)
@@ -179,6 +179,7 @@ def to_settings(record: Runtime, base: Settings) -> Settings:
         nats_password=record.nats_password,
         **dict.fromkeys(_OF_OTHER_SERVERS),
         local=True,
+        shared_folder=str(Home(Path(record.folder)).payloads),
     )
 
 
@@ -201,6 +202,7 @@ _GIVEN_BY_SUPERVISOR = {
     "nats_user",
     "nats_password",
     "local",
+    "shared_folder",
 }
 
 

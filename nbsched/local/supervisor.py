@@ -31,6 +31,8 @@ from nbsched.local.home import FileLock, Home
 from nbsched.local.launch import Verdict, python_command
 from nbsched.local.process import Child, Command, Family
 from nbsched.local.runtime import Identity, NotReadyError, Part, Plan, RefusedError, Runtime
+from nbsched.payload.sharedfolder import SharedFolder
+from nbsched.settings import KEPT_S
 
 logger = logging.getLogger(__name__)
 
@@ -171,6 +173,7 @@ class Supervisor:
             NBSCHED_NATS_USER=runtime.NATS_USER,
             NBSCHED_NATS_PASSWORD=self._identity.nats_password,
             NBSCHED_LOCAL="1",
+            NBSCHED_SHARED_FOLDER=str(self._home.payloads),
         )
         argv = python_command("nbsched.daemon", *options)
         return Command(argv, self._plan.worker_cwd, environ, umask=self._worker_umask)
@@ -191,9 +194,15 @@ class Supervisor:
                 self._publish_if_possible()
             if self._plan.shared and time.monotonic() >= next_idle_check:
                 next_idle_check = self._next_idle_check()
+                self._remove_old_payloads()
                 if self._idle_long_enough():
                     logger.info("stopping: unused for %g s", self._plan.idle_stop_s)
                     return
+
+    def _remove_old_payloads(self) -> None:
+        """Those of which the logs have nothing any more, either."""
+        with contextlib.suppress(OSError):  # there are none yet, or the next look will succeed
+            SharedFolder(self._home.payloads).remove_older(KEPT_S)
 
     def _publish_if_possible(self) -> None:
         try:

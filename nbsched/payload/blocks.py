@@ -1,40 +1,64 @@
 """Blocks: items packed so that a worker can pass them on without unpickling.
 
-A block is msgpack of `Block`. Scalars share one pickle: they have neither identity
-nor state, so one task cannot disturb another through them. Everything else is
-pickled item by item, so that no task sees what another did to a shared object and
-one unreadable item spoils only itself.
+Scalars share one pickle: they have neither identity nor state, so one task cannot
+disturb another through them. Everything else is pickled item by item, so that no task
+sees what another did to a shared object and one unreadable item spoils only itself.
+
+Layout: length of the head (I) | head, msgpack of `_Head` | padding to a multiple of 64
+| the pickles (see `frames`), one after another. So a reader takes what it needs from
+a mapped file, and arrays are aligned.
 """
 
 from __future__ import annotations
 
 import pickle
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 
 import msgspec
 
 from nbsched.errors import NotPicklableError
-from nbsched.payload import pickling
+from nbsched.payload import frames, pickling
+from nbsched.payload.frames import ALIGNMENT, Frame
 
-MAX_ITEMS = 16384
-"""Items in a block at most: keeps a block of small integers near the block size."""
+MAX_ITEMS = 65536
+"""Items in a block at most: a block of small integers is then of about the block size."""
 MAX_WAIT_S = 0.1
 """A slow iterator's items are sent on after this long, not when a block is full."""
+_RUN = 1024
+"""Scalars are looked at so many at once."""
+_LARGE = 1024
 
 
-class Block(msgspec.Struct, frozen=True, array_like=True):
-    """Items ``first`` to ``first + count``.
+@dataclass(frozen=True)
+class Packed:
+    """A block to be stored: ``frame`` holds items ``first`` to ``first + count``."""
 
-    ``sizes`` is empty when ``data`` is one pickle of a list of scalars; else the
-    pickles of the single items lie in ``data`` one after another.
+    first: int
+    count: int
+    frame: Frame
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block that was read.
+
+    ``sizes`` is empty when ``data`` is one pickle of a list of scalars; else the frames
+    of the single items lie in ``data`` one after another.
     """
 
     first: int
     count: int
     sizes: tuple[int, ...]
-    data: bytes
+    data: memoryview
+
+
+class _Head(msgspec.Struct, frozen=True, array_like=True):
+    first: int
+    count: int
+    sizes: tuple[int, ...]
 
 
 class InlineInput(msgspec.Struct, frozen=True, array_like=True):
@@ -44,97 +68,177 @@ class InlineInput(msgspec.Struct, frozen=True, array_like=True):
     blocks: tuple[bytes, ...]
 
 
-def encode(block: Block | InlineInput) -> bytes:
-    return msgspec.msgpack.encode(block)
-
-
 def decode(data: bytes | memoryview) -> Block:
-    return msgspec.msgpack.decode(data, type=Block)
+    """Read a block; the items stay where they are."""
+    head, rest = frames.split(data)
+    read = msgspec.msgpack.decode(head, type=_Head)
+    return Block(read.first, read.count, read.sizes, rest)
+
+
+def encode_inline(whole: InlineInput) -> bytes:
+    return msgspec.msgpack.encode(whole)
 
 
 def decode_inline(data: bytes | memoryview) -> InlineInput:
     return msgspec.msgpack.decode(data, type=InlineInput)
 
 
+# ---------------------------------------------------------------- packing
+
+
 def pack(
     items: Iterable[object], block_bytes: int, most_items: Callable[[], int] | None = None
-) -> Iterator[Block]:
+) -> Iterator[Packed]:
     """Cut items into blocks of about ``block_bytes``, consuming them as it goes.
 
     ``most_items`` says how many items a block may have now, for callers that must not
     take too many at a time.
 
+    A block whose data are not joined refers to the memory of an item: write it before
+    the next one is asked for.
+
     Raises:
         NotPicklableError: names the index of the item that cannot be pickled.
     """
-    packer = _Packer(block_bytes, most_items or (lambda: MAX_ITEMS))
-    for item in items:
-        packer.add(item)
-        if packer.full:
+    packer = _Packer(block_bytes)
+    limit = most_items or (lambda: MAX_ITEMS)
+    source = _Source(items)
+    while run := source.take(max(1, min(_RUN, limit() - packer.count))):
+        yield from packer.add(run)
+        if packer.full or packer.count >= limit() or packer.waits_for(MAX_WAIT_S):
             yield packer.take()
     if packer.count:
         yield packer.take()
 
 
+class _Source:
+    """Items in runs. A slow iterator gives short ones, so that nothing waits for it."""
+
+    def __init__(self, items: Iterable[object]) -> None:
+        # To read on in these never takes long, and never runs the user's code.
+        self._at_hand = type(items) in (list, tuple, range)
+        self._items = iter(items)
+        self._error: BaseException | None = None
+
+    def take(self, count: int) -> list[object]:
+        """The next items; [] at the end. What the iterator raises comes behind the items
+        that it has given."""
+        if self._at_hand:
+            return list(islice(self._items, count))
+        if self._error is not None:
+            raise self._error
+        run: list[object] = []
+        deadline = time.monotonic() + MAX_WAIT_S / 4
+        try:
+            for item in islice(self._items, count):
+                run.append(item)
+                if _goes_alone(item) or time.monotonic() > deadline:
+                    break
+        except BaseException as error:
+            if not run:
+                raise
+            self._error = error
+        return run
+
+
 class _Packer:
     """The block being filled: scalars as long as there are only scalars."""
 
-    def __init__(self, limit: int, most_items: Callable[[], int]) -> None:
+    def __init__(self, limit: int) -> None:
         self._first = 0
         self._limit = limit
-        self._most_items = most_items
         self._scalars: list[object] = []
-        self._pickles: list[bytes] = []
+        self._frames: list[Frame] = []
         self._bytes = 0
         self._opened_at = 0.0
 
     @property
     def count(self) -> int:
-        return len(self._scalars) or len(self._pickles)
+        return len(self._scalars) or len(self._frames)
 
     @property
     def full(self) -> bool:
-        return (
-            self._bytes >= self._limit
-            or self.count >= self._most_items()
-            or time.monotonic() - self._opened_at > MAX_WAIT_S
-        )
+        return self._bytes >= self._limit
 
-    def add(self, item: object) -> None:
+    def waits_for(self, seconds: float) -> bool:
+        return bool(self.count) and time.monotonic() - self._opened_at > seconds
+
+    def add(self, run: Sequence[object]) -> Iterator[Packed]:
+        """Take items in; gives the blocks that are full before all are in."""
         if not self.count:
             self._opened_at = time.monotonic()
-        if type(item) in pickling.SCALAR_TYPES and not self._pickles:
-            self._scalars.append(item)
-            self._bytes += sys.getsizeof(item) // 2  # a pickle is about half the object
-            return
-        for scalar in self._scalars:
-            self._pickles.append(pickle.dumps(scalar, protocol=pickling.PROTOCOL))
-        self._scalars = []
-        self._add_pickle(item)
+        if not self._frames and pickling.SCALAR_TYPES.issuperset(map(type, run)):
+            size = _size_of_scalars(run)
+            if size <= 2 * self._limit:
+                self._scalars += run
+                self._bytes += size
+                return
+        for item in run:
+            yield from self._add(item)
+            if self.full:
+                yield self.take()
 
-    def _add_pickle(self, item: object) -> None:
-        index = self._first + len(self._pickles)
+    def _add(self, item: object) -> Iterator[Packed]:
+        if self._scalars:
+            self._frames = [Frame((_pickled(scalar),)) for scalar in self._scalars]
+            self._bytes = sum(frame.nbytes for frame in self._frames)
+            self._scalars = []
+        frame = self._pack(item)
+        if frame.nbytes >= self._limit and self._frames:
+            yield self.take()  # so that a large item is alone, and need not be copied
+        if frame.nbytes < self._limit:
+            frame = Frame((frame.join(),))
+        self._frames.append(frame)
+        self._bytes += frame.nbytes
+
+    def _pack(self, item: object) -> Frame:
+        index = self._first + self.count
         try:
-            data = pickling.dumps(item)
+            return pickling.pack(item)
         except Exception as error:
             raise NotPicklableError(pickling.explain_item(item, index, error)) from error
-        self._pickles.append(data)
-        self._bytes += len(data)
 
-    def take(self) -> Block:
+    def take(self) -> Packed:
         """The block as it stands; the next one begins behind it."""
         if self._scalars:
-            data = pickle.dumps(self._scalars, protocol=pickling.PROTOCOL)
-            block = Block(self._first, len(self._scalars), (), data)
+            block = _packed(self._first, len(self._scalars), (), Frame((_pickled(self._scalars),)))
         else:
-            sizes = tuple(map(len, self._pickles))
-            block = Block(self._first, len(sizes), sizes, b"".join(self._pickles))
+            items = self._frames
+            if any(frames.has_buffers(frame.chunks[0]) for frame in items):
+                items = [_aligned(frame) for frame in items]
+            data = items[0] if len(items) == 1 else Frame((b"".join(map(Frame.join, items)),))
+            sizes = tuple(frame.nbytes for frame in items)
+            block = _packed(self._first, len(items), sizes, data)
         self._first += block.count
-        self._scalars, self._pickles, self._bytes = [], [], 0
+        self._scalars, self._frames, self._bytes = [], [], 0
         return block
 
 
-def unpack_one(block: Block, index: int) -> memoryview:
-    """The pickle of one item of a block that is not scalars; ``index`` is the task's."""
-    at = sum(block.sizes[: index - block.first])
-    return memoryview(block.data)[at : at + block.sizes[index - block.first]]
+def _goes_alone(item: object) -> bool:
+    """Large, or something that whoever makes the items may change when he is asked for
+    the next one."""
+    kind = type(item)
+    if kind is str or kind is bytes:
+        return len(item) > _LARGE  # type: ignore[arg-type]
+    return kind not in pickling.SCALAR_TYPES
+
+
+def _packed(first: int, count: int, sizes: tuple[int, ...], data: Frame) -> Packed:
+    head = msgspec.msgpack.encode(_Head(first, count, sizes))
+    return Packed(first, count, Frame((*frames.lead(head), *data.chunks)))
+
+
+def _pickled(value: object) -> bytes:
+    return pickle.dumps(value, protocol=pickling.PROTOCOL)
+
+
+def _size_of_scalars(run: Sequence[object]) -> int:
+    """About the bytes of their pickle; never far too little."""
+    sized = [item for item in run if type(item) in (str, bytes)]
+    return 5 * len(run) + sum(map(len, sized))  # type: ignore[arg-type]
+
+
+def _aligned(frame: Frame) -> Frame:
+    """With padding behind it, which unpickling does not look at."""
+    padding = bytes(-frame.nbytes % ALIGNMENT)
+    return Frame((*frame.chunks, padding)) if padding else frame

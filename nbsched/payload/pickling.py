@@ -13,14 +13,16 @@ import io
 import linecache
 import pickle
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import BuiltinFunctionType, FunctionType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import cloudpickle
 import msgspec
 
 from nbsched.errors import NotPicklableError
-from nbsched.payload import localmodules, reducers
+from nbsched.payload import frames, localmodules, reducers
+from nbsched.payload.frames import Frame
 
 PROTOCOL = 5
 SCALAR_TYPES = frozenset({int, float, bool, str, bytes, complex, type(None)})
@@ -32,29 +34,42 @@ _PLAIN_MODULES = frozenset(
 """Every process has these, under these names: pickling by reference is right for them."""
 
 
-class Function(msgspec.Struct, frozen=True):
+class Function(NamedTuple):
     """A callable on its way to the kernels.
 
     Attributes:
-        pickle: the callable.
+        pickle: the frame of the callable.
         sources: text of each source file that does not exist elsewhere, by its name.
         retry: pickle of the tenacity policy, if any.
         cwd: the client's working directory; tasks run there if their host has it.
         paths: the client's folders of modules, to import from in the same way.
     """
 
-    pickle: bytes
-    sources: dict[str, str] = {}
-    retry: bytes | None = None
-    cwd: str = ""
-    paths: tuple[str, ...] = ()
+    pickle: memoryview
+    sources: dict[str, str]
+    retry: bytes | None
+    cwd: str
+    paths: tuple[str, ...]
+
+
+class _FunctionHead(msgspec.Struct, frozen=True, array_like=True):
+    sources: dict[str, str]
+    retry: bytes | None
+    cwd: str
+    paths: tuple[str, ...]
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """cloudpickle's, with our reducers, noting which code objects travel by value."""
 
-    def __init__(self, file: io.BytesIO, *, on_trial: bool = False) -> None:
-        super().__init__(file, protocol=PROTOCOL)
+    def __init__(
+        self,
+        file: io.BytesIO,
+        buffer_callback: frames.Callback | None = None,
+        *,
+        on_trial: bool = False,
+    ) -> None:
+        super().__init__(file, protocol=PROTOCOL, buffer_callback=buffer_callback)
         self.code_files: set[str] = set()
         self._on_trial = on_trial
 
@@ -97,40 +112,57 @@ class _PlainPickler(pickle.Pickler):
         raise _NotPlainError
 
 
-def dumps(value: object) -> bytes:
+def pack(value: object) -> Frame:
     """Pickle any value so that the other side can read it. Raises what pickling raises.
 
-    Most items and results are plain data, which needs none of cloudpickle's care.
+    Large buffers in it are not copied: see `frames`.
     """
+    # Most items and results are plain data, which needs none of cloudpickle's care.
     try:
-        file = io.BytesIO()
-        _PlainPickler(file, protocol=PROTOCOL).dump(value)
-        return file.getvalue()
+        return frames.dump(partial(_dump_plain, value))
     except Exception:  # the careful way says what is wrong, if anything is
-        return _dumps_with_care(value)
+        with localmodules.by_value():
+            return frames.dump(lambda callback: _dump(value, callback)[0])
 
 
-def _dumps_with_care(value: object) -> bytes:
-    with localmodules.by_value():
-        return bytes(_dump(value)[0])
+def dumps(value: object) -> bytes:
+    """The same in one piece, buffers and all: for exceptions and other small things."""
+    try:
+        return _dump_plain(value, None)
+    except Exception:
+        with localmodules.by_value():
+            return _dump(value)[0]
 
 
-def _dump(value: object) -> tuple[bytes, set[str]]:
+def _dump_plain(value: object, buffer_callback: frames.Callback | None) -> bytes:
     file = io.BytesIO()
-    pickler = _Pickler(file)
+    _PlainPickler(file, protocol=PROTOCOL, buffer_callback=buffer_callback).dump(value)
+    return file.getvalue()
+
+
+def _dump(value: object, buffer_callback: frames.Callback | None = None) -> tuple[bytes, set[str]]:
+    file = io.BytesIO()
+    pickler = _Pickler(file, buffer_callback)
     pickler.dump(value)
     return file.getvalue(), pickler.code_files
 
 
-def dump_function(fn: Callable[..., Any], retry: object | None = None) -> bytes:
-    """Pickle a callable with its sources and its retry policy.
+def dump_function(fn: Callable[..., Any], retry: object | None = None) -> Frame:
+    """Pickle a callable with its sources and its retry policy. Layout: see `blocks`.
 
     Raises:
         NotPicklableError: names the member that cannot be pickled.
     """
+    code_files: set[str] = set()
+
+    def dump(callback: frames.Callback) -> bytes:
+        data, found = _dump(fn, callback)
+        code_files.update(found)
+        return data
+
     with localmodules.by_value():
         try:
-            data, code_files = _dump(fn)
+            pickled = frames.dump(dump)
         except Exception as error:
             raise NotPicklableError(_explain(fn, error, f"The callable {describe(fn)}")) from error
         try:
@@ -138,12 +170,15 @@ def dump_function(fn: Callable[..., Any], retry: object | None = None) -> bytes:
         except Exception as error:
             raise NotPicklableError(_explain(retry, error, "The retry policy")) from error
     cwd, paths = localmodules.working_directory(), localmodules.folders()
-    return msgspec.msgpack.encode(Function(data, _sources(code_files), policy, cwd, paths))
+    head = msgspec.msgpack.encode(_FunctionHead(_sources(code_files), policy, cwd, paths))
+    return Frame((*frames.lead(head), *pickled.chunks))
 
 
 def load_function(data: bytes | memoryview) -> Function:
     """Undo `dump_function`, without unpickling anything yet."""
-    return msgspec.msgpack.decode(data, type=Function)
+    head, pickled = frames.split(data)
+    read = msgspec.msgpack.decode(head, type=_FunctionHead)
+    return Function(pickled, read.sources, read.retry, read.cwd, read.paths)
 
 
 def describe(fn: object) -> str:
@@ -237,5 +272,5 @@ def _sources(code_files: set[str]) -> dict[str, str]:
 
 
 def loads(data: bytes | memoryview) -> Any:
-    """Unpickle. Only for bytes whose envelope has been checked."""
-    return pickle.loads(data)
+    """Unpickle a frame. Only for bytes whose envelope has been checked."""
+    return frames.load(data)

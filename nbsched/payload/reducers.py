@@ -38,10 +38,10 @@ def reduce(obj: Any) -> tuple[Any, ...] | None:
     if isinstance(obj, _OPEN_FILES):
         raise TypeError("an open file cannot be sent; pass its path")
     if isinstance(obj, _Cached):
-        if not _importable(obj):
+        if not importable(obj):
             wanted = obj.cache_parameters()
             return cached, (obj.__wrapped__, wanted["maxsize"], wanted["typed"])
-    elif isinstance(obj, FunctionType) and obj.__code__ is _DISPATCHING and not _importable(obj):
+    elif isinstance(obj, FunctionType) and obj.__code__ is _DISPATCHING and not importable(obj):
         registry = dict(obj.registry)  # type: ignore[attr-defined]
         return dispatching, (registry.pop(object), tuple(registry.items()))
     return None
@@ -60,8 +60,8 @@ def dispatching(default: Callable[..., Any], others: tuple[tuple[type, Any], ...
     return generic
 
 
-def _importable(obj: Any) -> bool:
-    """Whether a worker finds it by its name."""
+def importable(obj: Any) -> bool:
+    """Whether a worker finds it by its name; ask while local modules are by value."""
     name = getattr(obj, "__module__", None)
     module = sys.modules.get(name) if isinstance(name, str) else None
     if module is None or name == "__main__" or by_value(module):

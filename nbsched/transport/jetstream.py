@@ -18,14 +18,12 @@ from nbsched.errors import (
     JetStreamMissingError,
 )
 from nbsched.payload.envelope import from_header
+from nbsched.settings import KEPT_S
 from nbsched.transport import LogEntry, RequestFailedError
 from nbsched.transport.connection import Connection, NobodyListensError
 
 HEADER = "Nbsched"
 """The NATS header in which an entry's envelope travels."""
-MAX_AGE_S = 7 * 24 * 3600
-"""Entries go after a week. Whoever attaches later than that finds nothing; without a
-limit, what crashed clients left behind would fill the disk for ever."""
 DUPLICATE_WINDOW_S = 120
 """An append that is repeated within this time is stored once. It covers a server's
 restart; the server keeps every message id for so long, so more costs memory."""
@@ -107,7 +105,7 @@ class JetStream:
             "storage": "file",
             # A full stream refuses; dropping the oldest would lose outcomes silently.
             "discard": "new",
-            "max_age": MAX_AGE_S * _S,
+            "max_age": KEPT_S * _S,
             "duplicate_window": DUPLICATE_WINDOW_S * _S,
             "num_replicas": replicas,
             "allow_direct": True,

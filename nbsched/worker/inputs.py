@@ -12,7 +12,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 
@@ -42,18 +42,29 @@ _INLINE = -1
 
 
 @dataclass(frozen=True)
+class FileSource:
+    """Bytes in the shared folder, where kernels read them."""
+
+    name: str
+    nbytes: int
+
+
+Source: TypeAlias = bytes | FileSource
+
+
+@dataclass(frozen=True)
 class Input:
     """What a kernel needs to run tasks of a piece.
 
     Attributes:
-        function: `pickling.Function` in msgpack.
+        function: `pickling.Function`.
         data: the block that has the items up to task ``stop``; None when no item is
             needed.
     """
 
-    function: bytes
+    function: Source
     block: int
-    data: bytes | None
+    data: Source | None
     stop: int
 
 
@@ -97,16 +108,14 @@ class InputCache:
         if piece.brief.inline and piece.job not in self._inline_refs:
             self._fetch((piece.job, _INLINE), piece, None)
             return None
-        function = self._get((piece.job, 0))
-        if function is None:
-            self._fetch_function(piece)
+        function = self._function(piece)
         if piece.timed_out_after_s is not None:
             return None if function is None else Input(function, 0, None, piece.stop)
         ref = self._ref(piece)
         if ref is None:
             self._on_missing(piece, None, "the leader named no block for it")
             return None
-        data = self._get((piece.job, ref.block))
+        data = FileSource(ref.file, ref.nbytes) if ref.file else self._get((piece.job, ref.block))
         if data is None and not piece.brief.inline:
             self._fetch((piece.job, ref.block), piece, ref)
         if function is None or data is None:
@@ -119,7 +128,7 @@ class InputCache:
             return
         for ref in piece.blocks:
             wanted = ref.first < piece.stop and piece.start < ref.first + ref.count
-            if wanted and (piece.job, ref.block) not in self._kept:
+            if wanted and not ref.file and (piece.job, ref.block) not in self._kept:
                 self._fetch((piece.job, ref.block), piece, ref)
 
     def take_inline(self, brief: JobBrief, sealed: bytes) -> None:
@@ -127,9 +136,11 @@ class InputCache:
         if brief.job not in self._inline_refs:
             self._keep_inline(brief.job, sealed)
 
-    def may_retry(self, job: JobId) -> bool:
+    def may_retry(self, brief: JobBrief) -> bool:
         """Whether the job has a retry policy, or may have one: it is not here now."""
-        function = self._kept.get((job, 0))
+        if brief.function_file:
+            return True
+        function = self._kept.get((brief.job, 0))
         return function is None or pickling.load_function(function).retry is not None
 
     def forget(self, job: JobId) -> None:
@@ -146,6 +157,15 @@ class InputCache:
         await asyncio.gather(*fetches, return_exceptions=True)
 
     # ------------------------------------------------------------ keeping
+
+    def _function(self, piece: Piece) -> Source | None:
+        brief = piece.brief
+        if brief.function_file:
+            return FileSource(brief.function_file, brief.function_bytes)
+        function = self._get((piece.job, 0))
+        if function is None:
+            self._fetch((piece.job, _INLINE if brief.inline else 0), piece, None)
+        return function
 
     def _ref(self, piece: Piece) -> BlockRef | None:
         inline = self._inline_refs.get(piece.job)
@@ -184,12 +204,6 @@ class InputCache:
         self._inline_refs[job] = tuple(refs)
 
     # ------------------------------------------------------------ fetching
-
-    def _fetch_function(self, piece: Piece) -> None:
-        if piece.brief.inline:
-            self._fetch((piece.job, _INLINE), piece, None)
-        else:
-            self._fetch((piece.job, 0), piece, None)
 
     def _fetch(self, key: _Key, piece: Piece, ref: BlockRef | None) -> None:
         """Start fetching, unless that is going on already."""

@@ -203,7 +203,7 @@ class KernelPool:
     ) -> None:
         at = 0
         for first_run, outcome in finished:
-            size = sum(outcome.sizes)
+            size = outcome.body_bytes
             body = attachment[at : at + size]
             at += size
             count = outcome.stop - outcome.start
@@ -368,7 +368,7 @@ class KernelPool:
             "out of time" if timed_out else death.cause,
         )
         limit = piece.timed_out_after_s or piece.brief.task_timeout_s or 0.0
-        if timed_out and self._inputs.may_retry(piece.job):
+        if timed_out and self._inputs.may_retry(piece.brief):
             # Only a kernel may unpickle the policy, so a fresh one is asked.
             self._backlog.give_back(replace(piece, timed_out_after_s=limit))
         elif timed_out or piece.timed_out_after_s is not None:

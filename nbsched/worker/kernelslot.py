@@ -19,11 +19,13 @@ from nbsched.kernel.protocol import DropBlock, DropJob, RunTasks, TakeBlock, Tak
 from nbsched.messages import Held
 from nbsched.model import JobId, TaskRange
 from nbsched.worker.backlog import Piece
-from nbsched.worker.inputs import Input
+from nbsched.worker.inputs import FileSource, Input, Source
 from nbsched.worker.kernelprocess import KernelProcess
 
 _BLOCKS_BYTES = 64 * 1024 * 1024
 """What a kernel may keep of blocks; the last one may be larger."""
+_FILE_BYTES = 256 * 1024
+"""What a block in a file counts for: its small items are kept, its arrays are not."""
 
 
 @dataclass
@@ -76,7 +78,7 @@ class KernelSlot:
         self._next_run += piece.count
         if piece.job not in self._jobs:
             self._jobs.add(piece.job)
-            self.process.send(TakeJob(piece.job, piece.brief.call), given.function)
+            self._send_job(piece, given.function)
         if given.data is not None:
             self._send_block(piece.job, given.block, given.data)
         self.process.send(
@@ -96,16 +98,27 @@ class KernelSlot:
         runs = IndexSet([(first_run, self._next_run)])
         self.hand_overs.append(HandOver(piece, first_run, runs))
 
-    def _send_block(self, job: JobId, block: int, data: bytes) -> None:
+    def _send_job(self, piece: Piece, function: Source) -> None:
+        call = piece.brief.call
+        if isinstance(function, FileSource):
+            self.process.send(TakeJob(piece.job, call, function.name, function.nbytes))
+        else:
+            self.process.send(TakeJob(piece.job, call), function)
+
+    def _send_block(self, job: JobId, block: int, data: Source) -> None:
         key = (job, block)
         if key in self._blocks:
             self._blocks.move_to_end(key)
             return
-        while self._blocks and sum(self._blocks.values()) + len(data) > _BLOCKS_BYTES:
+        size = _FILE_BYTES if isinstance(data, FileSource) else len(data)
+        while self._blocks and sum(self._blocks.values()) + size > _BLOCKS_BYTES:
             (old_job, old_block), _ = self._blocks.popitem(last=False)
             self.process.send(DropBlock(old_job, old_block))
-        self._blocks[key] = len(data)
-        self.process.send(TakeBlock(job, block), data)
+        self._blocks[key] = size
+        if isinstance(data, FileSource):
+            self.process.send(TakeBlock(job, block, data.name, data.nbytes))
+        else:
+            self.process.send(TakeBlock(job, block), data)
 
     def forget(self, job: JobId) -> None:
         """Drop what the kernel keeps of a job, unless it still works on it."""

@@ -93,7 +93,7 @@ class WorkerService:
             self._feed,
         )
         self._pool = KernelPool(
-            Hello(record.id, record.host, settings.max_result_bytes),
+            Hello(record.id, record.host, settings.max_result_bytes, settings.shared_folder),
             cpus,
             settings.cancel_grace_s,
             self._backlog,

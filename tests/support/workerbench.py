@@ -35,7 +35,7 @@ from nbsched.messages import (
 )
 from nbsched.model import ClientId, JobId, TaskRange, Term, WorkerId, WorkerRecord
 from nbsched.names import Names
-from nbsched.payload import blocks, envelope, pickling
+from nbsched.payload import blocks, envelope, frames, pickling
 from nbsched.payload.envelope import Envelope, Key, Kind
 from nbsched.settings import Settings
 from nbsched.storage.memory import MemoryStore, MemoryStoreServer
@@ -199,14 +199,14 @@ class Bench:
     ) -> Job:
         """Make a job; ``inline`` False uploads it to the inputs log."""
         name = JobId(f"job-{len(self.jobs) + 1}")
-        function = pickling.dump_function(fn, retry)
+        function = pickling.dump_function(fn, retry).join()
         packed = list(blocks.pack(items, block_bytes))
         brief = {"call": "one", "function_parts": 1, **brief}
         job = Job(JobBrief(job=name, client=CLIENT, inline=inline, **brief), 0)
         job.count = sum(block.count for block in packed)
-        encoded = [blocks.encode(block) for block in packed]
+        encoded = [block.frame.join() for block in packed]
         if inline:
-            body = blocks.encode(blocks.InlineInput(function, tuple(encoded)))
+            body = blocks.encode_inline(blocks.InlineInput(function, tuple(encoded)))
             job.inline = envelope.seal(self.key, self._input(name), body)
         else:
             self._upload(name, BlockRef(0, 0, 0, 1, len(function)), function)
@@ -330,7 +330,7 @@ def _take_outcome(job: Job, outcome: Outcome, body: bytes) -> None:
     elif outcome.encoding is Encoding.PICKLES:
         results, at = [], 0
         for size in outcome.sizes:
-            results.append(Result(outcome, pickle.loads(body[at : at + size])))
+            results.append(Result(outcome, frames.load(body[at : at + size])))
             at += size
     elif outcome.encoding is Encoding.ERROR:
         results = [Result(outcome, error=msgspec.msgpack.decode(body, type=ErrorReport))]

@@ -29,7 +29,7 @@ def _job(monkeypatch: pytest.MonkeyPatch, folder: Path, *paths: Path) -> LoadedJ
     with monkeypatch.context() as client:
         client.setattr(pickling.localmodules, "working_directory", lambda: str(folder))
         client.setattr(pickling.localmodules, "folders", lambda: tuple(map(str, paths)))
-        return LoadedJob("j", "one", pickling.dump_function(abs))
+        return LoadedJob("j", "one", pickling.dump_function(abs).join())
 
 
 def test_each_job_finds_its_own_folder_and_path(

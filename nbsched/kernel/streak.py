@@ -1,0 +1,109 @@
+"""Short tasks one after another, with as little between them as the promises allow.
+
+For each task the kernel says in shared memory what it runs and looks whether that is
+still wanted, and that is all. Whatever is not a plain return (an exception, an
+interrupt, a fork, another working directory) ends the streak, and `tasks` takes over
+with all its care. Results that are small scalars are kept as they are; the others are
+pickled at once, because the next task might change them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from nbsched.kernel.disturbances import Disturbances
+from nbsched.kernel.interrupts import Interrupts
+from nbsched.kernel.jobs import LoadedJob, Unreadable
+from nbsched.kernel.outbox import Outbox
+from nbsched.kernel.protocol import RunTasks
+from nbsched.kernel.sharedstate import ACTIVE, VOID_BELOW, SharedState
+
+_KEPT = frozenset({int, float, bool, complex, type(None)})
+"""Small, immutable and without identity: they may wait to be pickled together."""
+_NONE: frozenset[type] = frozenset()
+
+KeepOther = Callable[[LoadedJob, RunTasks, int, Any, float], bool]
+"""Takes a result (job, hand-over, run, value, elapsed seconds) that is not of `_KEPT` into
+the outbox. False: it may be kept among them."""
+
+
+class Stopped(NamedTuple):
+    """Why a streak ended before its last task.
+
+    ``void``: the run was not wanted any more, nothing of it was run. ``unreadable``: the
+    error is that of reading the item. Else the task has ended with ``value`` or ``error``.
+    """
+
+    run: int
+    value: Any = None
+    error: BaseException | None = None
+    void: bool = False
+    unreadable: bool = False
+
+
+class Streak:
+    """Runs tasks of one hand-over. Main thread only."""
+
+    def __init__(
+        self,
+        state: SharedState,
+        interrupts: Interrupts,
+        disturbances: Disturbances,
+        outbox: Outbox,
+        keep_other: KeepOther,
+    ) -> None:
+        self._state = state
+        self._interrupts = interrupts
+        self._disturbances = disturbances
+        self._outbox = outbox
+        self._keep_other = keep_other
+
+    def run(self, job: LoadedJob, batch: RunTasks, first: int) -> Stopped | None:
+        """Run the tasks from run ``first`` on; None when all have plainly returned."""
+        cells = self._state.cells
+        notes = self._disturbances.notes
+        start = batch.start + first - batch.first_run
+        call = job.caller()
+        run = first
+        kept = _KEPT
+        keep = self._outbox.open(batch, run, start).append
+        timed = batch.task_timeout_s is not None
+        began = time.monotonic_ns()
+        self._state.started(began)
+        try:
+            try:
+                self._interrupts.arm_all()
+                for item in job.blocks[batch.block].some(start, batch.stop):
+                    cells[ACTIVE] = run
+                    if run < cells[VOID_BELOW]:
+                        return Stopped(run, void=True)
+                    if timed:
+                        self._state.started(time.monotonic_ns())
+                    if type(item) is Unreadable:
+                        return Stopped(run, error=item.error, unreadable=True)
+                    value = call(item)
+                    if notes:
+                        return Stopped(run, value)
+                    if type(value) in kept:
+                        keep(value)
+                    else:
+                        self._interrupts.disarm()
+                        now = time.monotonic_ns()
+                        elapsed_s = (now - began) * 1e-9
+                        if self._keep_other(job, batch, run, value, elapsed_s):
+                            kept = _NONE
+                        else:
+                            keep(value)
+                        began = now
+                        self._interrupts.arm_all()
+                    run += 1
+                return None
+            except BaseException as error:
+                return Stopped(run, error=error)
+            finally:
+                self._interrupts.disarm()
+                self._outbox.close()
+        except KeyboardInterrupt as error:  # it came within the lines above
+            return Stopped(run, error=error)
