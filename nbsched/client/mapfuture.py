@@ -136,9 +136,9 @@ class MapFuture:
         with self._waiting():
             while self._exists(index):
                 self._wait_for(index)
-                while index < self._tracker.known and self._ended(index):
-                    yield self._outcome(index)
-                    index += 1
+                values = self._outcomes(index)
+                yield from values
+                index += len(values)
 
     def as_completed(self, timeout: float | None = None) -> Iterator[Future]:
         """Futures in the order in which their tasks end, each once.
@@ -234,14 +234,18 @@ class MapFuture:
                 return [self._tracker.value(failed)]  # raises
             if self._tracker.count(TaskState.CANCELLED):
                 raise CancelledError()
-        return [self._outcome(index) for index in range(self._tracker.known)]
+        results: list[Any] = []
+        while len(results) < self._tracker.known:
+            results += self._outcomes(len(results))
+        return results
 
-    def _outcome(self, index: int) -> Any:
+    def _outcomes(self, start: int) -> list[Any]:
+        """What the tasks from ``start`` on have ended with, as far as it came together."""
         if self._return_exceptions:
-            error = self._tracker.exception(index)
+            error = self._tracker.exception(start)
             if error is not None:
-                return error
-        return self._tracker.value(index)
+                return [error]
+        return self._tracker.values(start)
 
     def _wait_for(self, index: int) -> None:
         self._tracker.wait(lambda: self._ended(index), None)

@@ -42,7 +42,7 @@ _FINAL = {
 class Segment:
     """The bytes of one outcome, and their values once somebody has asked for them."""
 
-    __slots__ = ("_folder", "_job", "_outcome", "_raw", "_values")
+    __slots__ = ("_folder", "_job", "_outcome", "_plain", "_raw", "_values")
 
     def __init__(
         self, outcome: Outcome, raw: memoryview, job: str, folder: SharedFolder | None
@@ -52,6 +52,8 @@ class Segment:
         self._outcome = outcome
         self._raw: memoryview | None = raw
         self._values: list[Any] | None = None
+        self._plain = outcome.encoding is Encoding.SCALARS and not outcome.file
+        """None of the values is to be raised."""
 
     def value(self, index: int) -> Any:
         """The result of a task. Raises its exception, or ResultNotReadableError."""
@@ -60,6 +62,18 @@ class Segment:
             # Without the frames of an earlier raise: they would be shown again.
             raise value.error.with_traceback(None)
         return value
+
+    def values(self, start: int) -> list[Any]:
+        """The results of the tasks from ``start`` on, up to the first that has none. Raises
+        what `value` raises when that is the first of them."""
+        at = start - self._outcome.start
+        values = self._decoded()[at:]
+        if not self._plain:
+            raised = next((i for i, value in enumerate(values) if isinstance(value, _Raised)), None)
+            if raised == 0:
+                return [self.value(start)]
+            values = values[:raised]
+        return values
 
     def exception(self, index: int) -> BaseException | None:
         """The exception of a task, which is not raised; None when it has a result."""
@@ -215,6 +229,17 @@ class ResultStore:
         segment = self._segments[index]
         assert segment is not None, "asked for a value before the outcome"
         return segment.value(index)
+
+    def values(self, start: int) -> list[Any]:
+        """Results of as many tasks from ``start`` on as came together; at least one.
+
+        Raises the exception of task ``start``.
+        """
+        segment = self._segments[start]
+        assert segment is not None, "asked for values before the outcome"
+        if self._rounds:  # single tasks may have another outcome by now
+            return [segment.value(start)]
+        return segment.values(start)
 
     def exception(self, index: int) -> BaseException | None:
         segment = self._segments[index]

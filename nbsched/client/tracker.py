@@ -223,6 +223,10 @@ class JobTracker:
     def value(self, index: int) -> Any:
         return self._store.value(index)
 
+    def values(self, start: int) -> list[Any]:
+        """The results from ``start`` on that can be had at once: see `ResultStore.values`."""
+        return self._store.values(start)
+
     def exception(self, index: int) -> BaseException | None:
         return self._store.exception(index)
 
