@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Cluster",
     "Future",
+    "LargeCallableWarning",
     "LocalCluster",
     "MapFuture",
     "__version__",
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from nbsched.client.futures import as_completed as as_completed
     from nbsched.client.futures import wait as wait
     from nbsched.client.mapfuture import MapFuture as MapFuture
+    from nbsched.errors import LargeCallableWarning as LargeCallableWarning
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
@@ -43,6 +45,7 @@ _HOMES = {
     "as_completed": "nbsched.client.futures",
     "wait": "nbsched.client.futures",
     "MapFuture": "nbsched.client.mapfuture",
+    "LargeCallableWarning": "nbsched.errors",
 }
 
 

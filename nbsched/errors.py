@@ -27,6 +27,8 @@ and waiting too long is the built-in ``TimeoutError``, as everywhere in Python.
         ├── ResultTooLargeError       its result is over the worker's limit
         └── ResultNotReadableError    its result cannot be unpickled here
 
+`LargeCallableWarning` is a ``UserWarning``: the work goes on.
+
 `RemoteTraceback` is no error of its own: it is the ``__cause__`` that shows where a
 task's exception was raised.
 
@@ -144,3 +146,7 @@ class RemoteTraceback(Exception):  # noqa: N818 - it is no error, it shows where
 
     def __str__(self) -> str:
         return f"\n{self.text}"
+
+
+class LargeCallableWarning(UserWarning):
+    """A callable drags much data along: a large global, closure variable or default."""

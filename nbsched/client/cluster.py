@@ -31,6 +31,7 @@ from nbsched.local import cluster as local
 from nbsched.model import CallShape, JobId, JobRecord, JobStatus
 from nbsched.names import check_id, new_job_id
 from nbsched.payload import pickling, retrypolicy
+from nbsched.payload.largeparts import warn_if_large
 from nbsched.settings import Settings, load
 
 _opened: list[weakref.ref[Cluster]] = []
@@ -160,6 +161,7 @@ class Submitter:
         session = self._session
         policy = retrypolicy.normalise(options.retry)
         function = pickling.dump_function(fn, policy)
+        warn_if_large(fn, pickling.describe(fn), function)
         session.require_workers(PYTHON, options.cpus)
         record = JobRecord(
             id=new_job_id(),

@@ -17,6 +17,7 @@ from nbsched.settings import Settings
 SURFACE = [
     "Cluster",
     "Future",
+    "LargeCallableWarning",
     "LocalCluster",
     "MapFuture",
     "__version__",
