@@ -15,7 +15,7 @@ import pickle
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import cloudpickle
 import msgspec
@@ -25,6 +25,7 @@ from nbsched.payload import frames, localmodules, reducers
 from nbsched.payload.frames import Frame
 
 PROTOCOL = 5
+_T = TypeVar("_T")
 SCALAR_TYPES = frozenset({int, float, bool, str, bytes, complex, type(None)})
 """Immutable and without identity: many may share one pickle."""
 
@@ -68,10 +69,12 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         buffer_callback: frames.Callback | None = None,
         *,
         on_trial: bool = False,
+        sourced: bool = False,
     ) -> None:
         super().__init__(file, protocol=PROTOCOL, buffer_callback=buffer_callback)
         self.code_files: set[str] = set()
         self._on_trial = on_trial
+        self._sourced = sourced
 
     def reducer_override(self, obj: Any) -> Any:
         ours = reducers.reduce(obj)
@@ -79,6 +82,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return ours
         if isinstance(obj, ModuleType):
             return self._reduce_module(obj)
+        if self._sourced and isinstance(obj, (FunctionType, type)):
+            by_source = self._reduce_by_source(obj)
+            if by_source is not None:
+                return by_source
         reduced = super().reducer_override(obj)
         if reduced is not NotImplemented and isinstance(obj, FunctionType):
             self.code_files.add(obj.__code__.co_filename)
@@ -95,6 +102,20 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         except Exception:
             return reducers.by_source(module) or reducers.by_state(module)
         return reducers.by_state(module)
+
+    def _reduce_by_source(self, obj: FunctionType | type) -> Any:
+        """What a local module defines and cannot be sent: by the module's source.
+
+        None when it can be sent with what it refers to, or is defined elsewhere.
+        """
+        by_source = reducers.attribute_by_source(obj)
+        if by_source is None:
+            return None
+        try:
+            _Pickler(io.BytesIO(), on_trial=True).dump(obj)
+        except Exception:
+            return by_source
+        return None
 
 
 class _NotPlainError(Exception):
@@ -122,7 +143,11 @@ def pack(value: object) -> Frame:
         return frames.dump(partial(_dump_plain, value))
     except Exception:  # the careful way says what is wrong, if anything is
         with localmodules.by_value():
-            return frames.dump(lambda callback: _dump(value, callback)[0])
+            return _as_it_can(
+                lambda sourced: frames.dump(
+                    lambda callback: _dump(value, callback, sourced=sourced)[0]
+                )
+            )
 
 
 def dumps(value: object) -> bytes:
@@ -131,7 +156,7 @@ def dumps(value: object) -> bytes:
         return _dump_plain(value, None)
     except Exception:
         with localmodules.by_value():
-            return _dump(value)[0]
+            return _as_it_can(lambda sourced: _dump(value, sourced=sourced)[0])
 
 
 def _dump_plain(value: object, buffer_callback: frames.Callback | None) -> bytes:
@@ -140,9 +165,23 @@ def _dump_plain(value: object, buffer_callback: frames.Callback | None) -> bytes
     return file.getvalue()
 
 
-def _dump(value: object, buffer_callback: frames.Callback | None = None) -> tuple[bytes, set[str]]:
+def _as_it_can(dump: Callable[[bool], _T]) -> _T:
+    """Pickle with the present state of local modules, or else what they define and cannot
+    be sent (it uses a lock, say) by their source. Raises what the first way raises."""
+    try:
+        return dump(False)
+    except Exception as error:
+        try:
+            return dump(True)
+        except Exception:
+            raise error from error.__cause__
+
+
+def _dump(
+    value: object, buffer_callback: frames.Callback | None = None, *, sourced: bool = False
+) -> tuple[bytes, set[str]]:
     file = io.BytesIO()
-    pickler = _Pickler(file, buffer_callback)
+    pickler = _Pickler(file, buffer_callback, sourced=sourced)
     pickler.dump(value)
     return file.getvalue(), pickler.code_files
 
@@ -155,14 +194,17 @@ def dump_function(fn: Callable[..., Any], retry: object | None = None) -> Frame:
     """
     code_files: set[str] = set()
 
-    def dump(callback: frames.Callback) -> bytes:
-        data, found = _dump(fn, callback)
-        code_files.update(found)
-        return data
+    def dump(sourced: bool) -> Frame:
+        def into(callback: frames.Callback) -> bytes:
+            data, found = _dump(fn, callback, sourced=sourced)
+            code_files.update(found)
+            return data
+
+        return frames.dump(into)
 
     with localmodules.by_value():
         try:
-            pickled = frames.dump(dump)
+            pickled = _as_it_can(dump)
         except Exception as error:
             raise NotPicklableError(_explain(fn, error, f"The callable {describe(fn)}")) from error
         try:
@@ -255,7 +297,7 @@ def _members(value: object) -> Iterator[tuple[str, object]]:
 
 def _picklable(value: object) -> bool:
     try:
-        _dump(value)
+        _as_it_can(lambda sourced: _dump(value, sourced=sourced))
     except Exception:
         return False
     return True

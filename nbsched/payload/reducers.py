@@ -100,7 +100,10 @@ def fill(module: ModuleType, state: dict[str, Any]) -> None:
 def by_source(module: ModuleType) -> tuple[Any, ...] | None:
     """How a module is sent of which something cannot be pickled; None without source."""
     file = getattr(module, "__file__", None)
-    lines = linecache.getlines(file) if isinstance(file, str) else []
+    if not isinstance(file, str):
+        return None
+    linecache.checkcache(file)  # it may have been edited
+    lines = linecache.getlines(file)
     if not lines:
         return None
     return module_of, (module.__name__, str(file), "".join(lines))
@@ -122,3 +125,22 @@ def module_of(name: str, file: str, source: str) -> ModuleType:
         sys.modules.pop(name, None)
         raise
     return module
+
+
+def attribute_by_source(obj: Any) -> tuple[Any, ...] | None:
+    """How a function or class is sent by the source of the local module that defines it;
+    None when it is not what the module has under its name."""
+    module = sys.modules.get(obj.__module__) if isinstance(obj.__module__, str) else None
+    if module is None or module.__name__ == "__main__" or not by_value(module):
+        return None
+    try:
+        own = attrgetter(obj.__qualname__)(module) is obj
+    except AttributeError:
+        return None
+    source = by_source(module) if own else None
+    return None if source is None else (attribute_of, (source[1], obj.__qualname__))
+
+
+def attribute_of(module: tuple[str, str, str], path: str) -> Any:
+    """What a module, by name, file and source, has under a name."""
+    return attrgetter(path)(module_of(*module))

@@ -70,3 +70,53 @@ def test_a_package_that_a_worker_lacks_is_named_with_the_worker(
 
     assert cluster.workers()[0].host in str(caught.value)
     sys.modules.pop("only_here")
+
+
+# ------------------------------------------------------------ edits
+
+
+LOCKED = """
+import threading
+
+LOCK = threading.Lock()
+
+def answer(x):
+    with LOCK:
+        return {answer}
+
+class Adder:
+    def __init__(self, x):
+        self.x = x
+
+    def add(self, y):
+        with LOCK:
+            return self.x + y
+"""
+
+
+def test_what_uses_its_modules_lock_travels_however_it_was_imported(
+    cluster: LocalCluster, file: Path
+) -> None:
+    file.write_text(LOCKED.format(answer="x"))
+    module = _imported()
+    answer, adder = module.answer, module.Adder(3)
+
+    assert cluster.map(answer, [1, 2]).result(20) == [1, 2]
+    assert cluster.map(lambda x: answer(x), [1, 2]).result(20) == [1, 2]
+    assert cluster.map(adder.add, [1, 2]).result(20) == [4, 5]
+    assert cluster.map(lambda a: a.add(1), [adder]).result(20) == [4]
+    (back,) = cluster.map(lambda x: module.Adder(x), [5]).result(20)
+    assert type(back) is module.Adder
+    assert back.add(1) == 6
+
+
+@pytest.mark.parametrize("source", [LOCKED, "def answer(x): return {answer}\n"])
+def test_an_edited_module_is_the_edited_one_on_the_next_call(
+    cluster: LocalCluster, file: Path, source: str
+) -> None:
+    for answer in ("'old'", "'newer'", "'the newest'"):
+        file.write_text(source.format(answer=answer))
+        module = _imported()
+        f = module.answer
+        for fn in (module.answer, lambda x: module.answer(x), lambda x: f(x)):  # noqa: B023
+            assert set(cluster.map(fn, range(8)).result(20)) == {answer.strip("'")}
