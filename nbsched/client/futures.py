@@ -7,6 +7,7 @@ import asyncio
 import concurrent.futures
 import functools
 import sys
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ALL_COMPLETED, CancelledError
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -19,6 +20,9 @@ from nbsched.model import JobId
 
 _PENDING, _RUNNING = "PENDING", "RUNNING"
 _NOTIFIED, _FINISHED = "CANCELLED_AND_NOTIFIED", "FINISHED"
+
+_making = threading.Lock()
+"""Held while a future gets its condition, or ends without one. Nothing else is locked in it."""
 
 if sys.version_info >= (3, 11):
     _LateError = TimeoutError
@@ -43,7 +47,13 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
         retry: Callable[[list[int]], int],
         on_interrupt: OnInterrupt = "cancel",
     ) -> None:
-        super().__init__()
+        # Not the base class's: making a condition takes longer than all the rest, and most
+        # futures are never waited for. It is made when somebody wants it.
+        self._own_condition: threading.Condition | None = None
+        self._state: str = _PENDING
+        self._result: Any = None
+        self._exception: BaseException | None = None
+        self._waiters: list[Any] = []
         self._done_callbacks: list[Callable[[Any], object]] = []
         self._tracker = tracker
         self._cancel_tasks = cancel
@@ -53,6 +63,13 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
         """The outcome that this future shows."""
         self.index = index
         """The task's position in its job."""
+
+    @property
+    def _condition(self) -> threading.Condition:  # type: ignore[override]
+        with _making:
+            if self._own_condition is None:
+                self._own_condition = threading.Condition()
+            return self._own_condition
 
     @property
     def job_id(self) -> JobId:
@@ -95,6 +112,8 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
             CancelledError: it was cancelled.
             BaseException: what the task raised, with its remote traceback.
         """
+        if self._state == _FINISHED and self._exception is None:
+            return self._result
         with ends_job_on_interrupt(self, self._on_interrupt):
             try:
                 return super().result(timeout)
@@ -156,12 +175,14 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
     def _end(self, segment: Segment | None, value: Any, error: BaseException | None) -> None:
         """End like this, whatever an earlier end was; the base class ends only once."""
         cancelled = segment is not None and segment.cancelled
+        with _making:
+            if self._own_condition is None:  # nobody waits, nobody has set a callback
+                self._settle(segment, value, error, cancelled)
+                return
         with self._condition:
             if segment is not None and self._settled is segment:
                 return  # another thread was quicker
-            self._settled = segment
-            self._result, self._exception = value, error
-            self._state = _NOTIFIED if cancelled else _FINISHED
+            self._settle(segment, value, error, cancelled)
             for waiter in self._waiters:
                 if cancelled:
                     waiter.add_cancelled(self)
@@ -175,6 +196,13 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
             self._condition.notify_all()
         for callback in to_call:
             callbacks().put(functools.partial(callback, self))
+
+    def _settle(
+        self, segment: Segment | None, value: Any, error: BaseException | None, cancelled: bool
+    ) -> None:
+        self._settled = segment
+        self._result, self._exception = value, error
+        self._state = _NOTIFIED if cancelled else _FINISHED
 
 
 @runtime_checkable
@@ -214,7 +242,8 @@ def as_completed(
     Raises:
         TimeoutError: not all have ended ``timeout`` seconds after the call.
     """
-    ended: Iterator[Any] = concurrent.futures.as_completed(_flat(futures), timeout)
+    flat: Any = _flat(futures)  # typing does not know that a condition may be a property
+    ended: Iterator[Any] = concurrent.futures.as_completed(flat, timeout)
     yield from ended
 
 

@@ -32,6 +32,7 @@ class TaskState(IntEnum):
     CANCELLED = 3
 
 
+_STATES = tuple(TaskState)
 _FINAL = {
     OutcomeState.OK: TaskState.OK,
     OutcomeState.FAILED: TaskState.FAILED,
@@ -216,7 +217,7 @@ class ResultStore:
         return len(self._retrying)
 
     def state(self, index: int) -> TaskState:
-        return TaskState(self._states[index])
+        return _STATES[self._states[index]]
 
     def round(self, index: int) -> int:
         return self._rounds.get(index, 0)

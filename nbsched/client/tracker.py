@@ -13,6 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any, Protocol, TypeVar, cast
 
 from nbsched.client.delivery import delivery
@@ -44,6 +45,14 @@ class TaskFuture(Protocol):
 
 
 F = TypeVar("F", bound=TaskFuture)
+
+
+def _resolve_all(futures: Sequence[TaskFuture]) -> None:
+    for future in futures:
+        try:
+            future._resolve()
+        except Exception:  # the others must not wait for ever
+            log.exception("A future could not be resolved")
 
 
 class JobTracker:
@@ -114,8 +123,8 @@ class JobTracker:
             self._check_end()
             self.changed.notify_all()
             listeners = list(self._listeners)
-        for future in resolved:
-            delivery().put(future._resolve)
+        if resolved:
+            delivery().put(partial(_resolve_all, resolved))
         self._tell(listeners)
 
     def report(self, worker: WorkerId, running: frozenset[int]) -> None:
@@ -277,9 +286,9 @@ class JobTracker:
                 return cast(F, found)  # the one that an earlier call made
             made = make(index)
             self._futures[index] = made
-            if self.is_running(index):
-                made._mark_running()
             ended = not self._pending(index)
+            if not ended and self._running and self.is_running(index):
+                made._mark_running()
         if ended:
             made._resolve()
         elif self.failure is not None:

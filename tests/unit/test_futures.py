@@ -274,3 +274,11 @@ def test_waiting_ends_with_the_reason_when_nothing_more_will_come() -> None:
         tracker.wait(lambda: False, 5)
     with pytest.raises(RuntimeError, match="closed"):
         future.result(5)
+
+
+def test_a_future_has_all_fields_of_the_base_class() -> None:
+    """It does not call the base class's constructor."""
+    mine = _future(_tracker(), 0)
+    fields = set(vars(concurrent.futures.Future())) - {"_condition"}
+    assert fields <= set(vars(mine))
+    assert mine._condition is mine._condition
