@@ -30,7 +30,7 @@ KEPT_S = 7 * 24 * 3600
 """Inputs and outcomes go after a week. Whoever attaches later than that finds nothing;
 without a limit, what crashed clients left behind would fill the disk for ever."""
 
-ProgressMode = Literal["auto", "text", "off"]
+ProgressMode = Literal["auto", "text", "tqdm", "off"]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -20,7 +20,7 @@ from nbsched.client import records
 from nbsched.client.futures import Future
 from nbsched.client.interrupts import ends_job_on_interrupt
 from nbsched.client.mapfuture import MapFuture
-from nbsched.client.options import Options, chunk, merge
+from nbsched.client.options import Options, chunk, merge, require_progress
 from nbsched.client.requests import cancel_tasks, retry_tasks
 from nbsched.client.session import Session
 from nbsched.client.tables import JobTable, WorkerTable
@@ -116,7 +116,7 @@ class Submitter:
         """The same cluster with other options, e.g. ``options(retry=3).submit(fn, x)``.
 
         Options: cpus, retry, task_timeout, max_crashes, priority, tags, name,
-        on_interrupt; see `Options`. Raises ConfigurationError for others.
+        on_interrupt, progress; see `Options`. Raises ConfigurationError for others.
         """
         return Submitter(self._session, merge(self._options, options))
 
@@ -139,6 +139,7 @@ class Submitter:
             return_exceptions=return_exceptions,
             on_interrupt=options.on_interrupt,
             upload=upload,
+            progress=options.progress,
         )
         if buffersize is None:
             with ends_job_on_interrupt(mf, options.on_interrupt):
@@ -219,6 +220,7 @@ class Cluster(Submitter):
         self._open(chosen)
 
     def _open(self, settings: Settings) -> None:
+        require_progress(settings.progress)
         self.settings = settings
         super().__init__(Session.connect(settings), Options())
         if self._membership is not None:

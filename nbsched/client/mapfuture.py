@@ -43,11 +43,13 @@ class MapFuture:
         return_exceptions: bool = False,
         on_interrupt: OnInterrupt = "cancel",
         upload: Upload | None = None,
+        progress: ProgressMode | None = None,
     ) -> None:
         self._session = session
         self._tracker = tracker
         self._return_exceptions = return_exceptions
         self._on_interrupt: OnInterrupt = on_interrupt
+        self._progress_mode = progress
         self._upload = upload
         """Where more items come from, until it is at its end."""
 
@@ -70,8 +72,10 @@ class MapFuture:
 
     @property
     def progress_mode(self) -> ProgressMode:
-        """How waiting for the job shows its progress: the cluster's ``progress`` setting."""
-        return self._session.settings.progress
+        """How waiting for the job shows its progress: its own option, or the cluster's
+        ``progress`` setting, which can also silence all."""
+        general = self._session.settings.progress
+        return general if general == "off" or self._progress_mode is None else self._progress_mode
 
     def __len__(self) -> int:
         """The number of tasks. Raises TypeError while items are still being uploaded."""

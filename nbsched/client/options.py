@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from importlib.util import find_spec
+from typing import Literal, get_args
 
 import msgspec
 
 from nbsched.client.interrupts import OnInterrupt
 from nbsched.errors import ConfigurationError
 from nbsched.payload import retrypolicy
+from nbsched.settings import ProgressMode
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,6 +25,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         tags: for finding the job again.
         name: shown in place of the callable's own name.
         on_interrupt: what Ctrl-C in a call that waits does to the job.
+        progress: how waiting for a map shows its progress: auto, text, tqdm, off; by
+            default as the cluster's setting says. Where that is off, it is off.
     """
 
     cpus: int = 1
@@ -33,6 +37,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     tags: tuple[str, ...] = ()
     name: str | None = None
     on_interrupt: OnInterrupt = "cancel"
+    progress: ProgressMode | None = None
 
     def __post_init__(self) -> None:
         _require(_is_int(self.cpus) and self.cpus >= 1, "cpus", self.cpus, "a whole number from 1")
@@ -52,7 +57,20 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
             self.on_interrupt,
             "'cancel' or 'detach'",
         )
+        modes = get_args(ProgressMode)
+        known = self.progress is None or self.progress in modes
+        _require(known, "progress", self.progress, f"one of {', '.join(modes)}")
+        require_progress(self.progress)
         retrypolicy.normalise(self.retry)
+
+
+def require_progress(mode: ProgressMode | None) -> None:
+    """Raise ConfigurationError when what this way of showing progress needs is missing."""
+    if mode == "tqdm" and find_spec("tqdm") is None:
+        raise ConfigurationError(
+            "progress='tqdm' needs the package tqdm, which is not installed here. Install it:"
+            " pip install tqdm"
+        )
 
 
 def merge(base: Options, changes: dict[str, object]) -> Options:

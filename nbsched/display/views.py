@@ -2,8 +2,8 @@
 
 In a notebook a job has one display per cell, which stays until the job ends; elsewhere
 a wait writes text to stderr. ``NBSCHED_PROGRESS`` (`Settings.progress`) says ``off``
-for nothing live at all, ``text`` for text in notebooks too. Owns which view exists for
-which job; draws nothing itself.
+for nothing live at all, ``text`` for text in notebooks too, ``tqdm`` for a tqdm bar.
+Owns which view exists for which job; draws nothing itself.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from nbsched.client.progress import Observable
 from nbsched.display.live import Live, View, ticker
 from nbsched.display.notebook import CellView, Output, current_cell, static_bundle
 from nbsched.display.terminal import PipeLines, TerminalLine
+from nbsched.display.tqdm import TqdmBar
 from nbsched.errors import ConfigurationError
 from nbsched.settings import ProgressMode, load
 
@@ -47,6 +48,8 @@ class Views:
         mode = job.progress_mode or self._mode()
         if mode == "off" or job.progress.finished:
             return nullcontext()
+        if mode == "tqdm":
+            return _Wait([self._live(job, "tqdm", TqdmBar, DELAY_S)], stays=False)
         cell = current_cell() if mode == "auto" else None
         if cell is not None:
             self._in_cell(job, cell, DELAY_S)
@@ -62,7 +65,7 @@ class Views:
     def display(self, job: Observable) -> bool:
         """Show the job in the running cell, live until it ends; False outside a notebook."""
         mode = job.progress_mode or self._mode()
-        cell = current_cell() if mode == "auto" else None
+        cell = current_cell() if mode in ("auto", "tqdm") else None
         if cell is None:
             return False
         self._in_cell(job, cell, 0.0).flush()
