@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., object])
 
 _ENDED = ("succeeded", "failed", "cancelled")
+_STATES = ("waiting", "running", *_ENDED)
 _NOT_RUNNING = "No local cluster is running here. Start it: nbsched up"
 
 
@@ -150,13 +151,23 @@ def status(as_json: bool, **servers: str | None) -> None:
 
 
 @main.command()
+@click.option("--state", type=click.Choice(_STATES), multiple=True, help="Only in this state.")
+@click.option("--tag", multiple=True, help="Only with this tag; patterns with * and ? may be.")
+@click.option("--name", help="Only of this name; patterns with * and ? may be.")
 @click.option("--limit", "-n", default=20, show_default=True, help="How many; 0 is all.")
 @_server_options
 @_json_option
-def jobs(limit: int, as_json: bool, **servers: str | None) -> None:
-    """List jobs, newest first."""
+def jobs(
+    state: tuple[str, ...],
+    tag: tuple[str, ...],
+    name: str | None,
+    limit: int,
+    as_json: bool,
+    **servers: str | None,
+) -> None:
+    """List jobs, newest first. Several --state or --tag mean any of them."""
     with _connected(servers) as connected:
-        found = connected.jobs()
+        found = connected.jobs(state=state or None, tag=tag or None, name=name)
     shown = found[:limit] if limit > 0 else found
     if as_json:
         _print_json(shown)
@@ -165,7 +176,8 @@ def jobs(limit: int, as_json: bool, **servers: str | None) -> None:
     if len(shown) < len(found):
         click.echo(f"{len(found) - len(shown)} older ones: nbsched jobs -n 0", err=True)
     if not found:
-        click.echo("There are no jobs.", err=True)
+        such = " such" if state or tag or name else ""
+        click.echo(f"There are no{such} jobs.", err=True)
 
 
 @main.command()

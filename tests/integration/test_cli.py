@@ -146,6 +146,8 @@ def test_status_shows_servers_members_and_jobs(run: Run) -> None:
         (job,) = data["jobs"]
         text = run("status").stdout
         listed = run("jobs").stdout
+        named = run("jobs", "--name", "dou*", "--state", "succeeded").stdout
+        other = run("jobs", "--tag", "nightly").stdout
     assert data["local"] is True
     assert data["etcd"] == list(cluster.settings.etcd)
     assert (worker["cpus"], worker["leader"]) == (1, True)
@@ -156,6 +158,8 @@ def test_status_shows_servers_members_and_jobs(run: Run) -> None:
     assert "leader" in text
     assert job["id"] in listed
     assert "3/3" in listed
+    assert job["id"] in named
+    assert not other
 
 
 def test_jobs_and_cancel_work_for_configured_servers(run: Run) -> None:
@@ -178,6 +182,7 @@ def test_jobs_and_cancel_work_for_configured_servers(run: Run) -> None:
                 run("cancel", "20260101-000000-aaaaaa")
             )
             assert "not a job id" in refused(run("cancel", "a.b"))
+            assert "There are no such jobs." in run("jobs", "--state", "failed").stderr
             assert run("jobs", "--json").stdout.strip() == "[]"
             assert "Members: 0" in run("status").stdout
 
