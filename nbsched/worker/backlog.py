@@ -91,6 +91,9 @@ class Backlog:
     def queued(self) -> int:
         return sum(self._jobs[job].queued for job in self._turns)
 
+    def has_queued(self, job: JobId) -> bool:
+        return job in self._turns
+
     def turns(self) -> list[JobId]:
         """Jobs that have something queued, the one whose turn it is first."""
         return list(self._turns)

@@ -24,7 +24,7 @@ from nbsched.kernel.sharedstate import CANCELLED, TIMED_OUT
 from nbsched.messages import Held, Outcome, OutcomeState
 from nbsched.model import JobId, TaskRange
 from nbsched.worker import endings
-from nbsched.worker.backlog import Backlog, Piece
+from nbsched.worker.backlog import Backlog, JobBacklog, Piece
 from nbsched.worker.deaths import Death
 from nbsched.worker.inputs import InputCache
 from nbsched.worker.kernelprocess import KernelProcess
@@ -37,7 +37,8 @@ _TICK_S = 0.05
 _SETTLE_S = 0.001
 """Between voiding what a kernel has not begun and taking it back."""
 _LONG_S = 0.02
-"""When a task has run this long, its neighbours in the kernel are taken back."""
+"""When a task has run this long, and longer than its job's other tasks, its neighbours in
+the kernel are taken back."""
 _AHEAD = 3
 _FIRST_RESPAWN_S = 0.2
 _LAST_RESPAWN_S = 10.0
@@ -107,6 +108,10 @@ class KernelPool:
         usable = sum(1 for slot in self._slots if slot.ready or not self._failed_starts)
         return max(0, usable - sum(self._width(slot) for slot in self._slots))
 
+    def works_on(self, job: JobId) -> bool:
+        """Whether a kernel has tasks of this job that it has not answered for."""
+        return any(given.piece.job == job for slot in self._slots for given in slot.hand_overs)
+
     def running(self) -> list[Held]:
         """What runs at this moment."""
         return [held for slot in self._slots if (held := slot.running()) is not None]
@@ -142,7 +147,7 @@ class KernelPool:
                 continue  # its input was found to be missing a moment ago
             piece = self._backlog.head(job_id)
             width = self._cpus_of(piece)
-            slot = self._idle_slot(width) or self._slot_for_spare(width, job.pace.short)
+            slot = self._idle_slot(width) or self._slot_for_spare(width, job)
             if slot is None:
                 if width > 1:
                     return False  # it must not starve: narrower tasks would fill every gap
@@ -166,17 +171,24 @@ class KernelPool:
                 return slot
         return None
 
-    def _slot_for_spare(self, width: int, short: bool) -> KernelSlot | None:
+    def _slot_for_spare(self, width: int, job: JobBacklog) -> KernelSlot | None:
         """A kernel that works on short tasks and has no spare hand-over yet."""
-        if not short or width > 1:
+        if width > 1 or not job.pace.keeps_spare(job.queued, self._cpus):
             return None
         for slot in self._slots:
-            if len(slot.hand_overs) == 1 and not slot.in_long_task(_LONG_S):
+            if len(slot.hand_overs) == 1 and not slot.in_long_task(self._long_s(job)):
                 ahead = slot.hand_overs[0].piece
-                job = self._backlog.job(ahead.job)
-                if job is not None and job.pace.short and self._cpus_of(ahead) == 1:
+                other = self._backlog.job(ahead.job)
+                short = other is not None and other.pace.keeps_spare(job.queued, self._cpus)
+                if short and self._cpus_of(ahead) == 1:
                     return slot
         return None
+
+    def _long_s(self, job: JobBacklog | None) -> float:
+        """How long a task may run before nothing is to wait behind it in its kernel."""
+        if job is None or not job.pace.keeps_spare(job.queued, self._cpus):
+            return _LONG_S
+        return max(_LONG_S, 2 * (job.pace.task_s or 0.0))
 
     def forget(self, job: JobId) -> None:
         """Drop what the kernels keep of a job."""
@@ -291,7 +303,7 @@ class KernelPool:
         elif limit is not None and elapsed > limit:
             deadline = slot.timeouts.setdefault(run, time.monotonic() + self._grace_s)
             self._press(slot, run, TIMED_OUT, deadline)
-        elif elapsed > _LONG_S and slot.has_unstarted():
+        elif slot.has_unstarted() and elapsed > self._long_s(self._backlog.job(piece.job)):
             self._revoke(slot)
 
     def _press(self, slot: KernelSlot, run: int, cause: int, deadline: float) -> None:

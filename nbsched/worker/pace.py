@@ -8,10 +8,12 @@ from __future__ import annotations
 HAND_OVER_S = 0.005
 """Work per hand-over: long beside what a hand-over costs, short for a person."""
 SHORT_S = 0.002
-"""Tasks below this are worth a spare hand-over that waits in the kernel. A longer one
-waits here, where it can still be given to another kernel or worker."""
+"""Below this a spare hand-over always waits in the kernel, so that it is never idle."""
+MEDIUM_S = 0.1
+"""Below this one waits there while the queue is long. When it is not, the last tasks wait
+here, where they can be given to whichever kernel or worker is free first."""
 _WEIGHT = 0.3
-_MOST = 4096
+_MOST = 65536
 
 
 class Pace:
@@ -23,9 +25,11 @@ class Pace:
         self.task_s: float | None = None
         """Seconds per task, or None before the first one has ended."""
 
-    @property
-    def short(self) -> bool:
-        return self.task_s is not None and self.task_s < SHORT_S
+    def keeps_spare(self, queued: int, slots: int) -> bool:
+        """Whether a hand-over should wait in a kernel that is busy with another."""
+        if self.task_s is None:
+            return False
+        return self.task_s < (MEDIUM_S if queued > 2 * slots else SHORT_S)
 
     def measure(self, count: int, elapsed_s: float) -> None:
         """``count`` tasks took ``elapsed_s`` seconds together."""

@@ -1,5 +1,10 @@
 """Outcomes on their way to the results log: at once when idle, together under load.
 
+While a job has more to do here, its outcomes go at most every `GAP_S` seconds: each
+message costs this daemon, the server, the leader and the client more than a short task
+does. Nobody waits for that: whoever could is waiting for the job's last tasks, or for
+work, and those go at once.
+
 An outcome is kept here until the log has acknowledged it, however long that takes.
 When the log is full nothing is dropped: the worker takes no new work until there
 is room (`full`).
@@ -25,6 +30,7 @@ from nbsched.transport import Bus, LogFullError
 
 log = logging.getLogger(__name__)
 
+GAP_S = 0.02
 _IN_FLIGHT = 4
 """Messages per job that wait for their acknowledgement; what comes meanwhile gathers."""
 _META_BYTES = 32 * 1024
@@ -37,14 +43,20 @@ class _Outgoing:
 
     client: ClientId
     waiting: deque[tuple[Outcome, bytes]] = field(default_factory=deque)
+    waiting_bytes: int = 0
     in_flight: int = 0
+    sent_at: float = 0.0
+    due: asyncio.TimerHandle | asyncio.Handle | None = None
+    """The next time that something will be sent."""
+    due_now: bool = False
 
 
 class ResultPublisher:
     """Appends outcomes to the results log.
 
     ``on_acknowledged`` gets the outcomes that are in the log now; ``on_room`` is
-    called when a log that was full takes outcomes again.
+    called when a log that was full takes outcomes again; ``more_follows`` says whether
+    more outcomes of a job will come without anything new from the leader.
     """
 
     def __init__(
@@ -57,6 +69,7 @@ class ResultPublisher:
         term: Callable[[], Term],
         on_acknowledged: Callable[[JobId, tuple[Outcome, ...]], None],
         on_room: Callable[[], None],
+        more_follows: Callable[[JobId], bool],
     ) -> None:
         self._worker = worker
         self._names = names
@@ -66,6 +79,7 @@ class ResultPublisher:
         self._term = term
         self._on_acknowledged = on_acknowledged
         self._on_room = on_room
+        self._more_follows = more_follows
         self._jobs: dict[JobId, _Outgoing] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._refused = 0
@@ -79,32 +93,53 @@ class ResultPublisher:
         """Whether the log refuses outcomes for lack of room."""
         return self._refused > 0
 
-    @property
-    def idle(self) -> bool:
-        return not self._jobs
-
     def add(self, job: JobId, client: ClientId, outcome: Outcome, body: bytes) -> None:
         """Publish an outcome with its bytes."""
         outgoing = self._jobs.setdefault(job, _Outgoing(client))
         outgoing.waiting.append((outcome, body))
+        outgoing.waiting_bytes += len(body)
         self.pending_bytes += len(body)
-        if outgoing.in_flight == 0:
-            # Not this instant: what the same callback adds goes into the same message.
-            asyncio.get_running_loop().call_soon(self._send, job, outgoing)
+        self._plan(job, outgoing)
+
+    def _plan(self, job: JobId, outgoing: _Outgoing) -> None:
+        """Decide when to send; never this instant: what the same callback adds goes into
+        the same message."""
+        if outgoing.due_now or outgoing.in_flight == _IN_FLIGHT or not outgoing.waiting:
+            return
+        loop = asyncio.get_running_loop()
+        wait_s = outgoing.sent_at + GAP_S - loop.time()
+        if wait_s <= 0 or outgoing.waiting_bytes >= self._limit or not self._more_follows(job):
+            if outgoing.due is not None:
+                outgoing.due.cancel()
+            outgoing.due_now = True
+            outgoing.due = loop.call_soon(self._send, job, outgoing)
+        elif outgoing.due is None:
+            outgoing.due = loop.call_later(wait_s, self._send, job, outgoing)
 
     @property
     def _limit(self) -> int:
         """Bytes of a body in one message; the header needs room beside it."""
         return max(1024, min(self._message_bytes, self._bus.max_payload - 2 * _META_BYTES))
 
+    def forget(self, job: JobId) -> None:
+        """The job has ended: nothing more of it will come."""
+        outgoing = self._jobs.get(job)
+        if outgoing is not None and not outgoing.waiting and not outgoing.in_flight:
+            del self._jobs[job]
+
     async def close(self) -> None:
         """Give up on what is not acknowledged: the leader runs it again."""
+        for outgoing in self._jobs.values():
+            if outgoing.due is not None:
+                outgoing.due.cancel()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _send(self, job: JobId, outgoing: _Outgoing) -> None:
+        outgoing.due, outgoing.due_now = None, False
+        outgoing.sent_at = asyncio.get_running_loop().time()
         while outgoing.waiting and outgoing.in_flight < _IN_FLIGHT:
             batch = self._gather(outgoing)
             outgoing.in_flight += 1
@@ -123,6 +158,7 @@ class ResultPublisher:
             if batch and (body_bytes > self._limit or meta_bytes > _META_BYTES):
                 break
             batch.append(outgoing.waiting.popleft())
+            outgoing.waiting_bytes -= len(body)
         return batch
 
     async def _publish(
@@ -136,8 +172,8 @@ class ResultPublisher:
         self.pending_bytes -= len(body)
         outgoing.in_flight -= 1
         if outgoing.waiting:
-            self._send(job, outgoing)
-        elif not outgoing.in_flight:
+            self._plan(job, outgoing)
+        elif not outgoing.in_flight and not self._more_follows(job):
             self._jobs.pop(job, None)
         self._on_acknowledged(job, outcomes)
 

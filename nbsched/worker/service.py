@@ -91,6 +91,7 @@ class WorkerService:
             lambda: self._term,
             self._acknowledged,
             self._feed,
+            self._more_follows,
         )
         self._pool = KernelPool(
             Hello(record.id, record.host, settings.max_result_bytes, settings.shared_folder),
@@ -195,6 +196,7 @@ class WorkerService:
             case ForgetJob(job=job):
                 self._inputs.forget(job)
                 self._pool.forget(job)
+                self._results.forget(job)
             case AskReport():
                 pass  # the report follows the answer
             case _:
@@ -236,6 +238,9 @@ class WorkerService:
         if self._draining:
             self._backlog.drop_queued()
         self._pool.feed()
+
+    def _more_follows(self, job: JobId) -> bool:
+        return self._backlog.has_queued(job) or self._pool.works_on(job)
 
     def _paused(self) -> bool:
         return self._draining or self._results.full or self._results.pending_bytes > _PENDING_BYTES
