@@ -1,8 +1,8 @@
 """Outcomes on their way from the kernel to its daemon: grouped, and never kept waiting.
 
-The main thread adds outcomes and flushes after each hand-over. A second thread
-flushes a few milliseconds after the first unsent one, so that a finished task's
-result does not wait behind a neighbour that turns out to be long. Large results are
+The main thread adds outcomes and flushes after each hand-over. When tasks follow one
+another in it, a second thread flushes after a few milliseconds, so that a finished
+task's result does not wait behind a neighbour that turns out to be long. Large results are
 written to the shared folder, if there is one; then only their name is sent.
 """
 
@@ -114,7 +114,6 @@ class Outbox:
         with self._lock:
             self._entries.append(entry)
             self._open = entry
-        self._unsent.set()
         return entry.values
 
     def close(self) -> None:
@@ -135,7 +134,6 @@ class Outbox:
                 entry = last
                 entry.values.append(pickle.dumps(value, protocol=pickling.PROTOCOL))
             entry.elapsed_s += elapsed
-        self._unsent.set()
         return True
 
     def pickled(
@@ -164,14 +162,12 @@ class Outbox:
                     entry = self._begin(batch, run, index, Encoding.PICKLES)
                 entry.values.append(frame.join())
                 entry.elapsed_s += elapsed
-        self._unsent.set()
 
     def other(self, run: int, outcome: Outcome, body: bytes = b"") -> None:
         """Add any other outcome."""
         with self._lock:
             self._close()
             self._entries.append(_Single(run, outcome, body))
-        self._unsent.set()
 
     def _close(self) -> None:
         entry, self._open = self._open, None
@@ -202,6 +198,11 @@ class Outbox:
             return ""
 
     # ------------------------------------------------------------ sending
+
+    def flush_soon(self) -> None:
+        """Other tasks follow: what there is by then must not wait for their end."""
+        if not self._unsent.is_set():
+            self._unsent.set()
 
     def skipped(self, first_run: int, count: int) -> None:
         self.flush()

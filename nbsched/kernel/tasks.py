@@ -54,7 +54,10 @@ class TaskRunner:
         run = batch.first_run
         end = run + batch.stop - batch.start
         while run < end:
-            if end - run > 1 and self._may_streak(job, batch):
+            several = end - run > 1 and self._may_streak(job, batch)
+            if several or run > batch.first_run:
+                self._outbox.flush_soon()
+            if several:
                 stopped = self._run_streak(job, batch, run)
                 if stopped is None:
                     return
