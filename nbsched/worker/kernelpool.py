@@ -149,9 +149,9 @@ class KernelPool:
             width = self._cpus_of(piece)
             slot = self._idle_slot(width) or self._slot_for_spare(width, job)
             if slot is None:
-                if width > 1:
-                    return False  # it must not starve: narrower tasks would fill every gap
-                continue
+                # It waits for a whole slot, and must not starve: the tasks of others, which
+                # are narrower or wait behind each other, would fill every gap.
+                return False
             given = self._inputs.ready(piece)
             for later in self._backlog.upcoming(job_id, _AHEAD):
                 self._inputs.fetch_ahead(later)
