@@ -154,9 +154,12 @@ class Session:
             self._io.run(self._close())
 
     async def _close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._tasks:
+            # Again and again: a library below may swallow a cancellation that comes at
+            # the moment when what it waits for does, as asyncio.wait_for did.
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks, timeout=_RETRY_S)
         for tracker in self._living_trackers():
             tracker.fail(
                 NbschedError(
@@ -276,12 +279,13 @@ class Session:
         if not isinstance(report, messages.WorkerReport):
             return
         self.members.reported(report.worker, report.free_slots)
-        running: dict[JobId, set[int]] = {}
+        running: dict[JobId, dict[int, tuple[int, float]]] = {}
         for held in report.held:
             if held.running_for_s is not None:
-                running.setdefault(held.job, set()).update(range(held.start, held.stop))
+                run = (held.attempt, held.running_for_s)
+                running.setdefault(held.job, {}).update(dict.fromkeys(range(held.start, held.stop), run))
         for tracker in list(self._trackers.values()):
-            tracker.report(report.worker, frozenset(running.get(tracker.id, ())))
+            tracker.report(report.worker, running.get(tracker.id, {}))
 
     # ------------------------------------------------------------ questions to the leader
 
