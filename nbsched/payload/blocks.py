@@ -103,7 +103,15 @@ def pack(
     packer = _Packer(block_bytes)
     limit = most_items or (lambda: MAX_ITEMS)
     source = _Source(items)
-    while run := source.take(max(1, min(_RUN, limit() - packer.count))):
+    while True:
+        try:
+            run = source.take(max(1, min(_RUN, limit() - packer.count)))
+        except BaseException:
+            if packer.count:
+                yield packer.take()
+            raise
+        if not run:
+            break
         yield from packer.add(run)
         if packer.full or packer.count >= limit() or packer.waits_for(MAX_WAIT_S):
             yield packer.take()

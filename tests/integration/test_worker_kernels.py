@@ -76,6 +76,42 @@ def test_the_log_gives_large_items_and_takes_large_results_in_parts() -> None:
     run(scenario())
 
 
+def test_whatever_a_hand_over_of_short_tasks_returns_comes_back_in_its_place() -> None:
+    async def scenario() -> None:
+        def task(item: Any) -> Any:
+            if item % 10 == 3:
+                raise ValueError(item)
+            return {0: item, 1: None, 2: [item], 4: "x" * item, 5: 1.5}.get(item % 10, item)
+
+        async with bench(cpus=1) as b:
+            job = b.job(task, range(200), chunksize=200)
+            await b.finish(b.job(abs))
+            await b.finish(job)
+            for index in range(200):
+                (result,) = job.results[index]
+                if index % 10 == 3:
+                    assert result.outcome.state is FAILED
+                else:
+                    assert result.value == task(index)
+
+    run(scenario())
+
+
+def test_a_task_that_changes_the_folder_moves_no_neighbour(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        def task(i: int) -> str:
+            before = os.getcwd()
+            if i % 5 == 2:
+                os.chdir("/")
+            return before
+
+        async with bench(cpus=1) as b:
+            job = await b.finish(b.job(task, range(50), chunksize=50))
+            assert set(job.values()) == {os.getcwd()}
+
+    run(scenario())
+
+
 def test_call_shapes() -> None:
     async def scenario() -> None:
         async with bench() as b:
@@ -413,6 +449,24 @@ def test_a_task_that_forks_reports_once() -> None:
     run(scenario())
 
 
+def test_a_child_that_comes_back_from_a_short_task_runs_no_neighbour(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        def task(i: int) -> int:
+            if i == 5:
+                os.fork()
+            (tmp_path / f"{i}-{os.getpid()}").touch()
+            return i
+
+        async with bench(cpus=1) as b:
+            job = await b.finish(b.job(task, range(20), chunksize=20))
+            assert job.values() == list(range(20))
+            assert all(len(results) == 1 for results in job.results.values())
+            ran = sorted(int(name.partition("-")[0]) for name in os.listdir(tmp_path))
+            assert ran in (sorted([*range(20), 5]), list(range(20)))
+
+    run(scenario())
+
+
 def test_kernels_die_with_their_daemon(tmp_path: Path) -> None:
     script = tmp_path / "daemon.py"
     script.write_text(
@@ -480,12 +534,13 @@ def test_a_loop_is_cancelled_within_its_grace() -> None:
     run(scenario())
 
 
-def test_a_task_that_ignores_the_interrupt_is_killed_after_its_grace() -> None:
+def test_a_task_that_ignores_the_interrupt_is_killed_after_its_grace(tmp_path: Path) -> None:
     async def scenario() -> None:
         def stubborn(x: int) -> int:
             if x == 0:
                 while True:
                     with contextlib.suppress(KeyboardInterrupt):
+                        (tmp_path / "there").touch()
                         time.sleep(60)
             return x
 
@@ -493,7 +548,7 @@ def test_a_task_that_ignores_the_interrupt_is_killed_after_its_grace() -> None:
             pid = kernel_of(b)
             job = b.job(stubborn, range(4), chunksize=4)
             await b.run(job)
-            await b.running(job)
+            await true((tmp_path / "there").exists)
             await b.stop(job, 0, 1, grace_s=0.3)
             await b.ended(job)
             assert job.states() == [CANCELLED, OK, OK, OK]
@@ -519,6 +574,32 @@ def test_what_a_cancelled_task_returns_does_not_count() -> None:
             await b.stop(job, 0, 1)
             await b.ended(job)
             assert job.states() == [CANCELLED]
+
+    run(scenario())
+
+
+def test_a_short_task_that_swallows_its_cancel_is_cancelled_and_its_neighbours_are_not(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        def task(i: int) -> int:
+            if i == 10:
+                (tmp_path / "there").touch()
+                try:
+                    time.sleep(60)
+                except KeyboardInterrupt:
+                    return -1
+            return i
+
+        async with bench(cpus=1) as b:
+            job = b.job(task, range(30), chunksize=30)
+            await b.run(job)
+            await true((tmp_path / "there").exists)
+            await b.stop(job, 10, 11)
+            await b.ended(job)
+            states = [job.results[i][0].outcome.state for i in range(30)]
+            assert states == [CANCELLED if i == 10 else OK for i in range(30)]
+            assert all(len(results) == 1 for results in job.results.values())
 
     run(scenario())
 
