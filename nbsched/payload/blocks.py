@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from itertools import islice
 
@@ -175,8 +175,9 @@ class _Packer:
         """Take items in; gives the blocks that are full before all are in."""
         if not self.count:
             self._opened_at = time.monotonic()
-        if not self._frames and pickling.SCALAR_TYPES.issuperset(map(type, run)):
-            size = _size_of_scalars(run)
+        kinds = set(map(type, run))
+        if not self._frames and kinds <= pickling.SCALAR_TYPES:
+            size = _size_of_scalars(run, kinds)
             if size <= 2 * self._limit:
                 self._scalars += run
                 self._bytes += size
@@ -240,10 +241,12 @@ def _pickled(value: object) -> bytes:
     return pickle.dumps(value, protocol=pickling.PROTOCOL)
 
 
-def _size_of_scalars(run: Sequence[object]) -> int:
+def _size_of_scalars(run: Sequence[object], kinds: Set[type]) -> int:
     """About the bytes of their pickle; never far too little."""
-    sized = [item for item in run if type(item) in (str, bytes)]
-    return 5 * len(run) + sum(map(len, sized))  # type: ignore[arg-type]
+    size = 5 * len(run)
+    if str in kinds or bytes in kinds:
+        size += sum(len(item) for item in run if isinstance(item, (str, bytes)))
+    return size
 
 
 def _aligned(frame: Frame) -> Frame:
