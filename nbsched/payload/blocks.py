@@ -1,8 +1,9 @@
 """Blocks: items packed so that a worker can pass them on without unpickling.
 
-Scalars share one pickle: they have neither identity nor state, so one task cannot
-disturb another through them. Everything else is pickled item by item, so that no task
-sees what another did to a shared object and one unreadable item spoils only itself.
+Scalars, and tuples of scalars, share one pickle: they have neither identity nor state,
+so one task cannot disturb another through them. Everything else is pickled item by item,
+so that no task sees what another did to a shared object and one unreadable item spoils
+only itself.
 
 Layout: length of the head (I) | head, msgpack of `_Head` | padding to a multiple of 64
 | the pickles (see `frames`), one after another. So a reader takes what it needs from
@@ -13,9 +14,9 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
 import msgspec
 
@@ -175,10 +176,9 @@ class _Packer:
         """Take items in; gives the blocks that are full before all are in."""
         if not self.count:
             self._opened_at = time.monotonic()
-        kinds = set(map(type, run))
-        if not self._frames and kinds <= pickling.SCALAR_TYPES:
-            size = _size_of_scalars(run, kinds)
-            if size <= 2 * self._limit:
+        if not self._frames:
+            size = _size_of_scalars(run)
+            if size is not None and size <= 2 * self._limit:
                 self._scalars += run
                 self._bytes += size
                 return
@@ -229,6 +229,8 @@ def _goes_alone(item: object) -> bool:
     kind = type(item)
     if kind is str or kind is bytes:
         return len(item) > _LARGE  # type: ignore[arg-type]
+    if kind is tuple:
+        return not pickling.SCALAR_TYPES.issuperset(map(type, item))  # type: ignore[call-overload]
     return kind not in pickling.SCALAR_TYPES
 
 
@@ -241,11 +243,19 @@ def _pickled(value: object) -> bytes:
     return pickle.dumps(value, protocol=pickling.PROTOCOL)
 
 
-def _size_of_scalars(run: Sequence[object], kinds: Set[type]) -> int:
-    """About the bytes of their pickle; never far too little."""
-    size = 5 * len(run)
+def _size_of_scalars(run: Sequence[object]) -> int | None:
+    """About the bytes of their pickle, never far too little; None if they are no scalars."""
+    kinds = set(map(type, run))
+    inner: list[object] = []
+    if tuple in kinds:
+        kinds.discard(tuple)
+        inner = list(chain.from_iterable(item for item in run if type(item) is tuple))
+        kinds.update(map(type, inner))
+    if not kinds <= pickling.SCALAR_TYPES:
+        return None
+    size = 5 * (len(run) + len(inner))
     if str in kinds or bytes in kinds:
-        size += sum(len(item) for item in run if isinstance(item, (str, bytes)))
+        size += sum(len(item) for item in (*run, *inner) if isinstance(item, (str, bytes)))
     return size
 
 

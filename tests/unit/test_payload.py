@@ -105,8 +105,11 @@ def _items(packed: blocks.Packed) -> list[Any]:
         [[1], {"a": 2}, (3,)],
         [1, 2, [3], 4, "five"],
         [b"x" * 1000] * 1000,
+        [(i, str(i)) for i in range(5000)],
+        [(1, 2), 3, (), ("a", [4]), (5,)],
+        [(b"x" * 5000, i) for i in range(100)],
     ],
-    ids=["none", "one", "many", "scalars", "objects", "mixed", "large"],
+    ids=["none", "one", "many", "scalars", "objects", "mixed", "large", "pairs", "few", "long"],
 )
 def test_blocks_hold_all_items_in_order(items: list[object]) -> None:
     for source in (items, iter(items)):
@@ -129,6 +132,14 @@ def test_an_item_shared_by_two_tasks_is_not_shared_on_the_worker() -> None:
     first, second = _items(block)
     first.append(1)
     assert second == []
+
+
+def test_what_lies_in_two_tuples_is_not_shared_on_the_worker() -> None:
+    shared: list[int] = []
+    (block,) = blocks.pack([(shared,), (shared,)], 1000)
+    first, second = _items(block)
+    first[0].append(1)
+    assert second == ([],)
 
 
 def test_an_unpicklable_item_is_named_by_its_index() -> None:
