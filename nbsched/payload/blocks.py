@@ -157,13 +157,13 @@ class _Packer:
         self._first = 0
         self._limit = limit
         self._scalars: list[object] = []
-        self._frames: list[Frame] = []
+        self._pickles: list[bytes] = []
         self._bytes = 0
         self._opened_at = 0.0
 
     @property
     def count(self) -> int:
-        return len(self._scalars) or len(self._frames)
+        return len(self._scalars) or len(self._pickles)
 
     @property
     def full(self) -> bool:
@@ -176,50 +176,55 @@ class _Packer:
         """Take items in; gives the blocks that are full before all are in."""
         if not self.count:
             self._opened_at = time.monotonic()
-        if not self._frames:
+        if not self._pickles:
             size = _size_of_scalars(run)
             if size is not None and size <= 2 * self._limit:
                 self._scalars += run
                 self._bytes += size
                 return
+            self._pickles = list(map(_pickled, self._scalars))
+            self._bytes = sum(map(len, self._pickles))
+            self._scalars = []
         for item in run:
-            yield from self._add(item)
+            frame = self._pack(item)
+            if frame.nbytes >= self._limit:
+                if self._pickles:
+                    yield self.take()
+                yield self._alone(frame)
+                continue
+            self._pickles.append(frame.join())
+            self._bytes += frame.nbytes
             if self.full:
                 yield self.take()
 
-    def _add(self, item: object) -> Iterator[Packed]:
-        if self._scalars:
-            self._frames = [Frame((_pickled(scalar),)) for scalar in self._scalars]
-            self._bytes = sum(frame.nbytes for frame in self._frames)
-            self._scalars = []
-        frame = self._pack(item)
-        if frame.nbytes >= self._limit and self._frames:
-            yield self.take()  # so that a large item is alone, and need not be copied
-        if frame.nbytes < self._limit:
-            frame = Frame((frame.join(),))
-        self._frames.append(frame)
-        self._bytes += frame.nbytes
-
     def _pack(self, item: object) -> Frame:
-        index = self._first + self.count
         try:
             return pickling.pack(item)
         except Exception as error:
+            index = self._first + self.count
             raise NotPicklableError(pickling.explain_item(item, index, error)) from error
 
     def take(self) -> Packed:
         """The block as it stands; the next one begins behind it."""
+        sizes: tuple[int, ...] = ()
         if self._scalars:
-            block = _packed(self._first, len(self._scalars), (), Frame((_pickled(self._scalars),)))
+            count, data = len(self._scalars), _pickled(self._scalars)
         else:
-            items = self._frames
-            if any(frames.has_buffers(frame.chunks[0]) for frame in items):
-                items = [_aligned(frame) for frame in items]
-            data = items[0] if len(items) == 1 else Frame((b"".join(map(Frame.join, items)),))
-            sizes = tuple(frame.nbytes for frame in items)
-            block = _packed(self._first, len(items), sizes, data)
-        self._first += block.count
-        self._scalars, self._frames, self._bytes = [], [], 0
+            pickles = self._pickles
+            if any(map(frames.has_buffers, pickles)):
+                pickles = [data + bytes(-len(data) % ALIGNMENT) for data in pickles]
+            count, sizes, data = len(pickles), tuple(map(len, pickles)), b"".join(pickles)
+        self._scalars, self._pickles, self._bytes = [], [], 0
+        return self._packed(count, sizes, Frame((data,)))
+
+    def _alone(self, frame: Frame) -> Packed:
+        """A large item, which is not copied, as a block of its own."""
+        return self._packed(1, (frame.nbytes,), frame)
+
+    def _packed(self, count: int, sizes: tuple[int, ...], data: Frame) -> Packed:
+        head = msgspec.msgpack.encode(_Head(self._first, count, sizes))
+        block = Packed(self._first, count, Frame((*frames.lead(head), *data.chunks)))
+        self._first += count
         return block
 
 
@@ -232,11 +237,6 @@ def _goes_alone(item: object) -> bool:
     if kind is tuple:
         return not pickling.SCALAR_TYPES.issuperset(map(type, item))  # type: ignore[call-overload]
     return kind not in pickling.SCALAR_TYPES
-
-
-def _packed(first: int, count: int, sizes: tuple[int, ...], data: Frame) -> Packed:
-    head = msgspec.msgpack.encode(_Head(first, count, sizes))
-    return Packed(first, count, Frame((*frames.lead(head), *data.chunks)))
 
 
 def _pickled(value: object) -> bytes:
@@ -257,9 +257,3 @@ def _size_of_scalars(run: Sequence[object]) -> int | None:
     if str in kinds or bytes in kinds:
         size += sum(len(item) for item in (*run, *inner) if isinstance(item, (str, bytes)))
     return size
-
-
-def _aligned(frame: Frame) -> Frame:
-    """With padding behind it, which unpickling does not look at."""
-    padding = bytes(-frame.nbytes % ALIGNMENT)
-    return Frame((*frame.chunks, padding)) if padding else frame
