@@ -23,7 +23,7 @@ class Interrupts:
         self._state = state
         self._disturbances = disturbances
         self._armed = 0
-        self._hit = 0
+        self.hit = 0
         """The run that was interrupted last."""
         self.install()
 
@@ -49,8 +49,8 @@ class Interrupts:
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         run = self._state.active if self._armed == _ANY else self._armed
-        if run and run == self._state.target and run != self._hit:
+        if run and run == self._state.target and run != self.hit:
             self._armed = 0  # once: what follows in this task is our own bookkeeping
-            self._hit = run
+            self.hit = run
             self._disturbances.notes.append("interrupted")
             raise KeyboardInterrupt

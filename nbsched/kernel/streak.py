@@ -33,7 +33,8 @@ class Stopped(NamedTuple):
     """Why a streak ended before its last task.
 
     ``void``: the run was not wanted any more, nothing of it was run. ``unreadable``: the
-    error is that of reading the item. Else the task has ended with ``value`` or ``error``.
+    error is that of reading the item. ``ended``: it has its result already, and was
+    interrupted too late. Else the task has ended with ``value`` or ``error``.
     """
 
     run: int
@@ -41,6 +42,7 @@ class Stopped(NamedTuple):
     error: BaseException | None = None
     void: bool = False
     unreadable: bool = False
+    ended: bool = False
 
 
 class Streak:
@@ -70,12 +72,17 @@ class Streak:
         kept = _KEPT
         keep = self._outbox.open(batch, run, start).append
         timed = batch.task_timeout_s is not None
+        hit = self._interrupts.hit
+        try:
+            items = job.blocks[batch.block].some(start, batch.stop)
+        except BaseException as error:
+            return Stopped(run, error=error, unreadable=True)
         began = time.monotonic_ns()
         self._state.started(began)
         try:
             try:
                 self._interrupts.arm_all()
-                for item in job.blocks[batch.block].some(start, batch.stop):
+                for item in items:
                     cells[ACTIVE] = run
                     if run < cells[VOID_BELOW]:
                         return Stopped(run, void=True)
@@ -101,9 +108,14 @@ class Streak:
                     run += 1
                 return None
             except BaseException as error:
-                return Stopped(run, error=error)
+                return self._stopped(run, hit, error)
             finally:
                 self._interrupts.disarm()
                 self._outbox.close()
         except KeyboardInterrupt as error:  # it came within the lines above
-            return Stopped(run, error=error)
+            return self._stopped(run, hit, error)
+
+    def _stopped(self, run: int, hit: int, error: BaseException) -> Stopped:
+        """``hit`` is the run that was interrupted last before the streak began."""
+        late = self._interrupts.hit
+        return Stopped(late, ended=True) if hit != late < run else Stopped(run, error=error)

@@ -82,7 +82,7 @@ class TaskRunner:
         stopped = self._streak.run(job, batch, first)
         if stopped is None:
             self._state.end()
-        elif not stopped.void:
+        elif not (stopped.void or stopped.ended):
             task = _Task(job, batch, stopped.run)
             self._reading = f"item {task.index}" if stopped.unreadable else ""
             self._conclude(task, stopped.value, stopped.error)
