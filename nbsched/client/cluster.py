@@ -19,6 +19,7 @@ from nbsched._compat import Self
 from nbsched.client import records
 from nbsched.client.futures import Future
 from nbsched.client.interrupts import ends_job_on_interrupt
+from nbsched.client.itemrepr import item_texts
 from nbsched.client.mapfuture import MapFuture
 from nbsched.client.options import Options, chunk, merge, require_progress
 from nbsched.client.requests import cancel_tasks, retry_tasks
@@ -88,7 +89,8 @@ class Submitter:
         _check_lengths(iterables)
         items = iterables[0] if len(iterables) == 1 else zip(*iterables, strict=False)
         call: CallShape = "one" if len(iterables) == 1 else "star"
-        return self._map(fn, items, call, chunksize, buffersize, return_exceptions, chosen)
+        text = item_texts(iterables)
+        return self._map(fn, items, call, chunksize, buffersize, return_exceptions, chosen, text)
 
     def starmap(
         self,
@@ -102,7 +104,10 @@ class Submitter:
     ) -> MapFuture:
         """Like `map`, with items that are argument tuples: ``fn(*item)``."""
         chosen = merge(self._options, options)
-        return self._map(fn, iterable, "star", chunksize, buffersize, return_exceptions, chosen)
+        text = item_texts((iterable,))
+        return self._map(
+            fn, iterable, "star", chunksize, buffersize, return_exceptions, chosen, text
+        )
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
         """Run ``fn(*args, **kwargs)`` on the cluster. Options: ``options(...).submit``."""
@@ -129,6 +134,7 @@ class Submitter:
         buffersize: int | None,
         return_exceptions: bool,
         options: Options,
+        item_text: Callable[[int], str] | None,
     ) -> MapFuture:
         if buffersize is not None and buffersize < 1:
             raise ConfigurationError(f"buffersize={buffersize!r} is not possible; at least 1.")
@@ -140,6 +146,7 @@ class Submitter:
             on_interrupt=options.on_interrupt,
             upload=upload,
             progress=options.progress,
+            item_text=item_text,
         )
         if buffersize is None:
             with ends_job_on_interrupt(mf, options.on_interrupt):

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import CancelledError
 from typing import Any, overload
 
@@ -16,6 +16,7 @@ from nbsched.client.progress import Progress, shown_while_waiting, view_factory
 from nbsched.client.requests import cancel_job, cancel_tasks, retry_tasks
 from nbsched.client.results import TaskState
 from nbsched.client.session import Session
+from nbsched.client.tasks import TaskTable
 from nbsched.client.tracker import JobTracker
 from nbsched.client.upload import Upload
 from nbsched.errors import NbschedError
@@ -44,6 +45,7 @@ class MapFuture:
         on_interrupt: OnInterrupt = "cancel",
         upload: Upload | None = None,
         progress: ProgressMode | None = None,
+        item_text: Callable[[int], str] | None = None,
     ) -> None:
         self._session = session
         self._tracker = tracker
@@ -52,6 +54,7 @@ class MapFuture:
         self._progress_mode = progress
         self._upload = upload
         """Where more items come from, until it is at its end."""
+        self._item_text = item_text
 
     # ------------------------------------------------------------ what it is
 
@@ -69,6 +72,11 @@ class MapFuture:
     def progress(self) -> Progress:
         """A snapshot of where the job is."""
         return self._tracker.progress()
+
+    @property
+    def tasks(self) -> TaskTable:
+        """The tasks as rows: which failed and why, which run where and how long."""
+        return TaskTable(self._tracker, self._cancel, self._retry, self._item_text)
 
     @property
     def progress_mode(self) -> ProgressMode:
@@ -203,6 +211,12 @@ class MapFuture:
     async def _async_result(self) -> list[Any]:
         while self._upload is not None:  # in turns, so that a cancelled wait leaves no thread
             await asyncio.to_thread(self._drain, time.monotonic() + _TURN_S)
+        with shown_while_waiting(self):
+            await self._until(self._decided)
+        return self._results()
+
+    async def _until(self, holds: Callable[[], bool]) -> None:
+        """Wait on the event loop. Raises the tracker's failure."""
         loop = asyncio.get_running_loop()
         changed = asyncio.Event()
 
@@ -212,18 +226,32 @@ class MapFuture:
 
         self._tracker.listen(wake)
         try:
-            with shown_while_waiting(self):
-                await self._until_decided(changed)
+            while not holds():
+                if self._tracker.failure is not None:
+                    raise self._tracker.failure
+                await changed.wait()
+                changed.clear()
         finally:
             self._tracker.unlisten(wake)
-        return self._results()
 
-    async def _until_decided(self, changed: asyncio.Event) -> None:
-        while not self._decided():
-            if self._tracker.failure is not None:
-                raise self._tracker.failure
-            await changed.wait()
-            changed.clear()
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        """Results in input order, as ``for``, while the event loop goes on."""
+        index = 0
+        with self._waiting():
+            while await self._turns(self._exists, index):
+                await self._until(lambda index=index: self._ended(index))  # type: ignore[misc]
+                values = self._outcomes(index)
+                for value in values:
+                    yield value
+                index += len(values)
+
+    async def _turns(self, ask: Callable[[int], bool], index: int) -> bool:
+        """Ask on another thread, which may upload items, unless the answer is known here."""
+        if index < self._tracker.known:
+            return True
+        if self._upload is None and self._tracker.total is not None:
+            return False
+        return await asyncio.to_thread(ask, index)
 
     def _decided(self) -> bool:
         """Whether `result` can return or raise."""

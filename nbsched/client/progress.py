@@ -6,9 +6,9 @@ never imports it: without a display, jobs are simply silent.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -66,8 +66,51 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         return (self.total - self.done) / self.rate if self.rate > 0 else None
 
 
+class TaskRow(msgspec.Struct, frozen=True, kw_only=True):
+    """Where one task is."""
+
+    index: int
+    state: str
+    """One of queued, running, retrying, done, failed, cancelled."""
+    item: str = ""
+    """The task's item, in short; empty where that is not known."""
+    attempt: int = 0
+    """Number of the last run; 0 before the first."""
+    worker: str = ""
+    elapsed_s: float | None = None
+    error: str = ""
+    """What it failed with, in one line."""
+    output: str = ""
+    """The last lines that it printed."""
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ("done", "failed", "cancelled")
+
+
+class Tasks(Protocol):
+    """The tasks of a job, for a display's table."""
+
+    def indices(
+        self, kind: Literal["failed", "running", "cancelled"], start: int, count: int | None
+    ) -> list[int]: ...
+
+    def row(self, index: int) -> TaskRow: ...
+
+    def traceback(self, index: int) -> str: ...
+
+    def result(self, index: int) -> str: ...
+
+    def cancel(self, indices: Sequence[int]) -> bool: ...
+
+    def retry(self, indices: Sequence[int]) -> int: ...
+
+
 class Observable(Protocol):
     """A job as a display sees it: `MapFuture`."""
+
+    @property
+    def tasks(self) -> Tasks: ...
 
     @property
     def id(self) -> str: ...

@@ -76,7 +76,7 @@ class OutcomeReader:
         if batch.parts:
             data = b"".join(self._parts.get(job, {}).pop(batch.token, []))
         check_body(content, data)
-        tracker.take_in(batch.outcomes, data)
+        tracker.take_in(batch.outcomes, data, batch.worker)
         if tracker.finished:
             self._parts.pop(job, None)
 

@@ -85,13 +85,25 @@ class Segment:
     def cancelled(self) -> bool:
         return self._outcome.state is OutcomeState.CANCELLED
 
+    @property
+    def outcome(self) -> Outcome:
+        return self._outcome
+
+    @property
+    def report(self) -> ErrorReport | None:
+        """The failure as text, without unpickling anything; None when it is none."""
+        if self._outcome.encoding is not Encoding.ERROR or self._raw is None:
+            return None
+        return msgspec.msgpack.decode(self._raw, type=ErrorReport)
+
     def _decoded(self) -> list[Any]:
         raw = self._raw  # before the values: another thread may decode at the same time
         values = self._values
         if values is None:
             assert raw is not None, "the bytes go when the values are there"
             values = self._values = self._decode(raw)
-            self._raw = None
+            if self._outcome.encoding is not Encoding.ERROR:
+                self._raw = None  # a report is small, and shown without its exception
         return values
 
     def _decode(self, raw: memoryview) -> list[Any]:
@@ -215,6 +227,12 @@ class ResultStore:
     def retrying(self) -> int:
         """Tasks whose last attempt failed and that will run again."""
         return len(self._retrying)
+
+    def retrying_tasks(self) -> list[int]:
+        return sorted(self._retrying)
+
+    def is_retrying(self, index: int) -> bool:
+        return index in self._retrying
 
     def state(self, index: int) -> TaskState:
         return _STATES[self._states[index]]

@@ -279,12 +279,15 @@ class Session:
         if not isinstance(report, messages.WorkerReport):
             return
         self.members.reported(report.worker, report.free_slots)
-        running: dict[JobId, set[int]] = {}
+        running: dict[JobId, dict[int, tuple[int, float]]] = {}
         for held in report.held:
             if held.running_for_s is not None:
-                running.setdefault(held.job, set()).update(range(held.start, held.stop))
+                run = (held.attempt, held.running_for_s)
+                running.setdefault(held.job, {}).update(
+                    dict.fromkeys(range(held.start, held.stop), run)
+                )
         for tracker in list(self._trackers.values()):
-            tracker.report(report.worker, frozenset(running.get(tracker.id, ())))
+            tracker.report(report.worker, running.get(tracker.id, {}))
 
     # ------------------------------------------------------------ questions to the leader
 

@@ -12,13 +12,14 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar, cast
 
 from nbsched.client.delivery import delivery
 from nbsched.client.progress import Progress
 from nbsched.client.results import ResultStore, Segment, TaskState
+from nbsched.client.tasklog import TaskLog
 from nbsched.indexset import Range
 from nbsched.messages import Outcome, OutcomeState
 from nbsched.model import ClientId, JobId, JobRecord, TaskRange, WorkerId
@@ -45,6 +46,7 @@ class TaskFuture(Protocol):
 
 
 F = TypeVar("F", bound=TaskFuture)
+T = TypeVar("T")
 
 
 def _resolve_all(futures: Sequence[TaskFuture]) -> None:
@@ -70,6 +72,8 @@ class JobTracker:
         self.failure: BaseException | None = None
         """Why nothing more will come: the cluster was closed, the upload failed."""
         self._store = ResultStore(self.id, folder)
+        self.tasks = TaskLog()
+        """Where tasks run; to be looked at while ``changed`` is held."""
         self._total: int | None = record.total
         self._uploaded = record.total or 0
         self._arrivals: list[Range] = []
@@ -108,7 +112,9 @@ class JobTracker:
             listeners = list(self._listeners)
         self._tell(listeners)
 
-    def take_in(self, outcomes: Sequence[Outcome], body: bytes) -> None:
+    def take_in(
+        self, outcomes: Sequence[Outcome], body: bytes, worker: WorkerId | None = None
+    ) -> None:
         """Outcomes came, with their bytes one after another in ``body``."""
         view = memoryview(body)
         at = 0
@@ -119,6 +125,8 @@ class JobTracker:
                 for start, stop in self._store.apply(outcome, view[at : at + size]):
                     self._arrivals.append((start, stop))
                     resolved += self._live_futures(start, stop)
+                if worker is not None:
+                    self.tasks.ended(worker, outcome, view[at : at + size], len(self._store))
                 at += size
             self._check_end()
             self.changed.notify_all()
@@ -127,9 +135,11 @@ class JobTracker:
             delivery().put(partial(_resolve_all, resolved))
         self._tell(listeners)
 
-    def report(self, worker: WorkerId, running: frozenset[int]) -> None:
-        """A worker said which tasks of this job it runs."""
+    def report(self, worker: WorkerId, runs: Mapping[int, tuple[int, float]]) -> None:
+        """A worker said which tasks of this job it runs: attempt and seconds, by index."""
+        running = frozenset(runs)
         with self.changed:
+            self.tasks.runs_on(worker, runs)
             started = running - self._running.get(worker, frozenset())
             if running:
                 self._running[worker] = running
@@ -146,6 +156,7 @@ class JobTracker:
         with self.changed:
             for worker in set(self._running) - set(members):
                 del self._running[worker]
+            self.tasks.keep_workers(members)
 
     def set_note(self, note: str) -> None:
         """Why the job does not move, for people; empty when it does."""
@@ -170,6 +181,7 @@ class JobTracker:
             if self._ended is None:
                 self._ended = time.monotonic()
             self._running.clear()
+            self.tasks.clear_runs()
         else:
             self._ended = None
 
@@ -222,6 +234,11 @@ class JobTracker:
 
     def _pending(self, index: int) -> bool:
         return self._store.state(index) is TaskState.PENDING
+
+    def look(self, ask: Callable[[ResultStore, TaskLog], T]) -> T:
+        """What ``ask`` finds in outcomes and runs, which stand still meanwhile."""
+        with self.changed:
+            return ask(self._store, self.tasks)
 
     def is_running(self, index: int) -> bool:
         with self.changed:

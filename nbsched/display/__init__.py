@@ -1,6 +1,6 @@
 """How a job looks while it runs: registers the displays with the client.
 
-Importing this costs nothing to speak of: the views, and with them ipywidgets, are
+Importing this costs nothing to speak of: the views, and with them anywidget, are
 imported when something is first shown. The client never imports this package; it
 asks `nbsched.client.progress.view_factory`.
 """

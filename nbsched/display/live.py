@@ -16,12 +16,16 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
-from nbsched.client.progress import Observable, Progress
+from nbsched.client.progress import Progress
+from nbsched.display.scenes import Subject
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 REFRESH_S = 0.2
 """At most 5 updates a second: more is not seen, and costs the browser."""
@@ -30,22 +34,26 @@ _LINGER_ROUNDS = 10
 
 
 class View(Protocol):
-    """One picture of one job in one place."""
+    """One picture of one job in one place. Where it can be clicked, it has ``dirty``."""
 
     def draw(self, progress: Progress) -> None:
         """Show this; the first call makes the view appear."""
 
-    def end(self, progress: Progress) -> None:
-        """Show the last state, which stays, and let go of what live drawing needs."""
+    def end(self, progress: Progress) -> bool | None:
+        """Show the last state, which stays. True when clicks may still come: then the
+        view rests, and is drawn again when one did, or when the job runs again."""
 
 
 class Live:
     """A view that is being kept up to date until its job ends or nobody needs it."""
 
     def __init__(
-        self, job: Observable, view: View, clock: Callable[[], float], after_s: float
+        self, job: Subject, view: View, clock: Callable[[], float], after_s: float
     ) -> None:
-        self._job = job
+        self._job: Subject | None = job
+        self._resting: weakref.ref[Subject] | None = None
+        """The job that has ended, but could run again; held weakly."""
+        self._id = job.id
         self._view = view
         self._clock = clock
         self._due = clock() + after_s
@@ -58,16 +66,21 @@ class Live:
     def tick(self) -> None:
         """Draw what is now, once it is time; ends by itself when the job has."""
         with self._lock:
-            if not self.ended and self._clock() >= self._due:
+            if self.ended or self._clock() < self._due:
+                return
+            if self._resting is not None:
+                self._look()
+            else:
                 self.flush()
 
     def flush(self) -> None:
         """Draw now, whatever the clock says; for the last time when the job has ended."""
         with self._lock:
-            if self.ended:
+            job = self._job
+            if self.ended or job is None:
                 return
             try:
-                progress = self._job.progress
+                progress = job.progress
                 self.appeared = True
                 if progress.finished:
                     self._end(progress)
@@ -75,7 +88,45 @@ class Live:
                     self._run(self._view.draw, progress)
             except Exception:
                 self.ended = True
-                _log.debug("job %s is no longer displayed", self._job.id, exc_info=True)
+                _log.debug("job %s is no longer displayed", self._id, exc_info=True)
+
+    def _look(self) -> None:
+        """While resting: go on when the job runs again, or somebody clicked."""
+        job = self._resting() if self._resting is not None else None
+        try:
+            if job is None:
+                self._close()
+            elif not job.progress.finished:
+                self.wake()
+                self.flush()
+            elif getattr(self._view, "dirty", False):
+                self._run(self._view.draw, job.progress)
+        except Exception:
+            self.ended = True
+            _log.debug("job %s is no longer displayed", self._id, exc_info=True)
+
+    @property
+    def resting(self) -> bool:
+        return self._resting is not None
+
+    def wake(self) -> None:
+        """The job runs again: draw it as before it had ended."""
+        with self._lock:
+            if self._resting is not None:
+                self._job, self._resting = self._resting(), None
+
+    def rest_no_more(self) -> None:
+        """Stop listening for clicks; what is shown stays."""
+        with self._lock:
+            if self._resting is not None:
+                self._close()
+
+    def _close(self) -> None:
+        self.ended = True
+        self._job = self._resting = None
+        close = getattr(self._view, "close", None)
+        if close is not None:
+            self._context.copy().run(close)
 
     def wait_begins(self) -> None:
         """Somebody waits for the job, here: from now on messages belong to this cell.
@@ -106,26 +157,31 @@ class Live:
         """Draw for the last time, if anything has been drawn. Never raises."""
         with self._lock:
             try:
-                if self.appeared and not self.ended:
-                    self._end(self._job.progress)
+                if self._resting is None:
+                    if self.appeared and not self.ended and self._job is not None:
+                        self._end(self._job.progress)
+                    self.ended = self._resting is None
             except Exception:
-                _log.debug("the last state of %s is not displayed", self._job.id, exc_info=True)
-            finally:
                 self.ended = True
+                _log.debug("the last state of %s is not displayed", self._id, exc_info=True)
 
     def _finished(self) -> bool:
         try:
-            return self._job.progress.finished
+            return self._job is None or bool(self._job.progress.finished)
         except Exception:
             return False
 
-    def _end(self, progress: Progress) -> None:
+    def _end(self, progress: Any) -> None:
         self.ended = True
-        self._run(self._view.end, progress)
+        goes_on = self._run(self._view.end, progress)
+        if goes_on and progress.finished and self._job is not None:
+            self.ended = False
+            self._resting = weakref.ref(self._job)
+            self._job = None
 
-    def _run(self, draw: Callable[[Progress], None], progress: Progress) -> None:
+    def _run(self, draw: Callable[[Any], T], progress: Any) -> T:
         # A copy, because one context cannot be entered by two threads at once.
-        self._context.copy().run(draw, progress)
+        return self._context.copy().run(draw, progress)
 
 
 class Ticker:
@@ -140,7 +196,7 @@ class Ticker:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def add(self, job: Observable, view: View, *, after_s: float = 0.0) -> Live:
+    def add(self, job: Subject, view: View, *, after_s: float = 0.0) -> Live:
         """Show ``job`` from ``after_s`` on, unless it has ended or was stopped by then."""
         live = Live(job, view, self._clock, after_s)
         with self._lock:

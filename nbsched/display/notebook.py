@@ -1,20 +1,28 @@
-"""A job in a notebook cell's output: one display, live first and static in the end.
+"""A display in a notebook cell's output: static HTML that a page brings to life.
 
-Owns the output and what is published in it. While the job runs the output is
-a widget (`nbsched.display.widget`), or without ipywidgets HTML that is published again.
-When it has ended the output is replaced by HTML and text *without* the widget: a
-reopened notebook has no model for a saved widget view and would show only an error.
+Owns the output and what is published in it. What is published is HTML and text, at the
+beginning and when the subject has ended, so that a notebook says what it means whenever
+it is saved. A live view is never part of it where that can be avoided: a reopened
+notebook has no model for a saved widget view, and would show only an error. The page
+puts the live view in the HTML's place (`static/display.js`), with buttons that go on
+working after the end, as long as the kernel lives.
+
+Front ends that keep outputs apart from widgets (VS Code, Colab) never say hello. They
+get the widget view in the output, and the static one without it at the end.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 import uuid
 from typing import Any
 
-from nbsched.client.progress import Observable, Progress
-from nbsched.display import html, text
+from nbsched.display.scenes import Scene
 from nbsched.display.widget import Panel, open_panel
+
+_HELLO_S = 2.0
+"""A page that has not taken over by then cannot."""
 
 
 def current_cell() -> str | None:
@@ -30,17 +38,16 @@ def current_cell() -> str | None:
     return str(parent.get("header", {}).get("msg_id", "kernel"))
 
 
-def static_bundle(progress: Progress) -> dict[str, object]:
-    """The job as any reader of the notebook can show it."""
-    return {"text/plain": text.summary(progress), "text/html": html.render(progress)}
-
-
 class Output:
     """One output in one cell: published once, then replaced in place."""
 
     def __init__(self) -> None:
-        self._id = uuid.uuid4().hex
+        self.id = uuid.uuid4().hex
         self._bundle: dict[str, object] | None = None
+
+    @property
+    def published(self) -> bool:
+        return self._bundle is not None
 
     def publish(self, bundle: dict[str, object]) -> None:
         if bundle == self._bundle:
@@ -48,31 +55,68 @@ class Output:
         from IPython import display as ipython
 
         update = self._bundle is not None
-        ipython.display(bundle, raw=True, display_id=self._id, update=update)  # type: ignore[no-untyped-call]
+        ipython.display(bundle, raw=True, display_id=self.id, update=update)  # type: ignore[no-untyped-call]
         self._bundle = bundle
 
 
 class CellView:
-    """A job in an output: the panel while it is live, then what stays."""
+    """A scene in an output: live while something can happen, then what stays."""
 
-    def __init__(self, job: Observable, output: Output) -> None:
-        self._job = job
+    def __init__(self, scene: Scene, output: Output) -> None:
+        self._scene = scene
         self._output = output
         self._panel: Panel | None = None
+        self._tried = False
+        self._opened_at = 0.0
+        self._in_output = False
+        """The widget view is part of the output."""
 
-    def draw(self, progress: Progress) -> None:
+    @property
+    def dirty(self) -> bool:
+        return self._scene.dirty
+
+    def draw(self, snapshot: Any) -> None:
+        self._scene.dirty = False
+        state = self._scene.state(snapshot)
         if self._panel is not None:
-            self._panel.draw(progress)
+            self._panel.show(state)
+            self._show_where_nobody_took_over(snapshot)
             return
-        self._panel = open_panel(self._job, progress)
-        bundle = static_bundle(progress)
-        if self._panel is not None:
-            # Readers without widgets take the HTML of this moment.
-            bundle |= self._panel.mimebundle()
-        self._output.publish(bundle)
+        if not self._tried:
+            self._tried = True
+            self._opened_at = time.monotonic()
+            self._panel = open_panel(self._output.id, state, self._scene.act)
+        if self._panel is None or not self._output.published:
+            self._publish(snapshot)
 
-    def end(self, progress: Progress) -> None:
-        self._output.publish(static_bundle(progress))
+    def end(self, snapshot: Any) -> bool:
+        """Show what stays. True when the view goes on listening for clicks."""
+        self._scene.dirty = False
+        goes_on = self._panel is not None and self._scene.goes_on(snapshot)
+        if self._panel is not None:
+            self._panel.show(self._scene.state(snapshot))
+        self._in_output = False
+        self._publish(snapshot)
+        if not goes_on:
+            self.close()
+        return goes_on
+
+    def close(self) -> None:
+        """Nothing can happen any more: the page goes back to the static view."""
         if self._panel is not None:
             self._panel.close()
             self._panel = None
+            self._tried = False
+
+    def _publish(self, snapshot: Any) -> None:
+        bundle = self._scene.static(snapshot, self._output.id)
+        if self._in_output and self._panel is not None:
+            bundle = bundle | self._panel.view()
+        self._output.publish(bundle)
+
+    def _show_where_nobody_took_over(self, snapshot: Any) -> None:
+        assert self._panel is not None
+        late = time.monotonic() - self._opened_at > _HELLO_S
+        if late and not self._panel.greeted and not self._in_output and not Panel.any_greeted:
+            self._in_output = True
+            self._publish(snapshot)

@@ -13,17 +13,20 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
-from typing import TextIO
+from typing import TextIO, TypeVar
 from weakref import WeakValueDictionary
 
 from nbsched.client.progress import Observable
+from nbsched.display.jobscene import JobScene
 from nbsched.display.live import Live, View, ticker
-from nbsched.display.notebook import CellView, Output, current_cell, static_bundle
+from nbsched.display.notebook import CellView, Output, current_cell
+from nbsched.display.scenes import Scene, Subject
 from nbsched.display.terminal import PipeLines, TerminalLine
 from nbsched.display.tqdm import TqdmBar
 from nbsched.errors import ConfigurationError
 from nbsched.settings import ProgressMode, load
 
+S = TypeVar("S", bound=Subject)
 DELAY_S = 0.3
 """A wait shorter than this shows nothing: it would only flicker."""
 
@@ -52,7 +55,7 @@ class Views:
             return _Wait([self._live(job, "tqdm", TqdmBar, DELAY_S)], stays=False)
         cell = current_cell() if mode == "auto" else None
         if cell is not None:
-            self._in_cell(job, cell, DELAY_S)
+            self._in_cell(job, JobScene, cell, DELAY_S)
             return _Wait(self._lives_of(job), stays=True)
         if sys.stderr is not None:
             return _Wait([self._on_stderr(job, sys.stderr)], stays=False)
@@ -60,7 +63,7 @@ class Views:
 
     def mimebundle(self, job: Observable) -> dict[str, object]:
         """The job as it is now, in text and HTML."""
-        return static_bundle(job.progress)
+        return JobScene(job).static(job.progress)
 
     def display(self, job: Observable) -> bool:
         """Show the job in the running cell, live until it ends; False outside a notebook."""
@@ -68,14 +71,14 @@ class Views:
         cell = current_cell() if mode in ("auto", "tqdm") else None
         if cell is None:
             return False
-        self._in_cell(job, cell, 0.0).flush()
+        self._in_cell(job, JobScene, cell, 0.0).flush()
         return True
 
-    def _in_cell(self, job: Observable, cell: str, after_s: float) -> Live:
+    def _in_cell(self, job: S, scene: Callable[[S], Scene], cell: str, after_s: float) -> Live:
         def make() -> View:
             self._outputs = {k: v for k, v in self._outputs.items() if k[1] == cell}
             # A job that is retried in the cell where it ended goes on in its display.
-            return CellView(job, self._outputs.setdefault((job.id, cell), Output()))
+            return CellView(scene(job), self._outputs.setdefault((job.id, cell), Output()))
 
         return self._live(job, cell, make, after_s)
 
@@ -91,13 +94,14 @@ class Views:
 
         return self._live(job, "stderr", make, DELAY_S)
 
-    def _live(self, job: Observable, place: str, make: Callable[[], View], after_s: float) -> Live:
+    def _live(self, job: Subject, place: str, make: Callable[[], View], after_s: float) -> Live:
         """What keeps the job's view in this place up to date; there is never a second."""
         with self._lock:
             live = self._lives.get((job.id, place))
             if live is None or live.ended:
                 live = ticker().add(job, make(), after_s=after_s)
                 self._lives[job.id, place] = live
+            live.wake()
             return live
 
     def _lives_of(self, job: Observable) -> list[Live]:

@@ -20,6 +20,16 @@ STATES = {
 }
 """The sign says what colour alone must not."""
 
+SIGNS = {
+    "queued": "· queued",
+    "running": "▸ running",
+    "retrying": "↻ retrying",
+    "done": "✓ done",
+    "failed": "✗ failed",
+    "cancelled": "⊘ cancelled",
+}
+"""The same for single tasks."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -79,6 +89,55 @@ def pace(progress: Progress) -> dict[str, str]:
     if progress.eta_s is not None and progress.state == "running":
         words["left"] = f"{duration(math.ceil(progress.eta_s))} left"
     return words
+
+
+def facts(progress: Progress) -> str:
+    """Rate, elapsed, what is left and workers in use, on one line."""
+    times = pace(progress)
+    if "elapsed" in times:
+        words = "took {}" if progress.finished else "{} elapsed"
+        times["elapsed"] = words.format(times["elapsed"])
+    if progress.workers and not progress.finished:
+        times["workers"] = f"{number(progress.workers)} worker{'s'[: progress.workers > 1]}"
+    return " · ".join(times.values())
+
+
+def count_words(part: Part, progress: Progress) -> str:
+    """``1,237 of 2,000 done``, ``3 failed``."""
+    whole = f" of {total_words(progress)}" if part.kind == "done" else ""
+    return f"{number(part.count)}{whole} {part.kind}"
+
+
+def spoken(progress: Progress) -> str:
+    """The counts in a sentence, for those who do not see the bar."""
+    counts = [
+        f"{number(p.count)} {p.kind}" for p in parts(progress) if p.count and p.kind != "done"
+    ]
+    done = f"{number(progress.ok)} of {total_words(progress)} tasks done"
+    return ", ".join([done, *counts])
+
+
+def fill(kind: str, progress: Progress) -> str:
+    """How the part of a bar is painted: its kind, but for the ends of a job."""
+    if kind == "done" and progress.state == "succeeded":
+        return "all-done"
+    return "open-end" if kind == "queued" and progress.total is None else kind
+
+
+def bar_state(progress: Progress) -> dict[str, object]:
+    """A bar ready to draw, with what a screen reader says."""
+    drawn = [p for p in parts(progress) if p.count or fill(p.kind, progress) == "open-end"]
+    if not drawn:
+        drawn = [Part("done" if progress.finished else "queued", 1)]
+    return {
+        "label": one_line(progress.name) or progress.job,
+        "max": progress.total,
+        "now": progress.done,
+        "spoken": spoken(progress),
+        "parts": [
+            {"kind": p.kind, "fill": fill(p.kind, progress), "count": p.count or 1} for p in drawn
+        ],
+    }
 
 
 def number(value: int) -> str:

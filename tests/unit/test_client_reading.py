@@ -92,10 +92,10 @@ def test_an_entry_that_cannot_be_taken_in_holds_up_no_other(
         take_in = log.tracker.take_in
         failing = iter([True])
 
-        def fails_once(outcomes: Sequence[Outcome], body: bytes) -> None:
+        def fails_once(outcomes: Sequence[Outcome], body: bytes, worker: WorkerId) -> None:
             if next(failing, False):
                 raise RuntimeError("a bug")
-            take_in(outcomes, body)
+            take_in(outcomes, body, worker)
 
         monkeypatch.setattr(log.tracker, "take_in", fails_once)
         reading = asyncio.ensure_future(log.reader().run())

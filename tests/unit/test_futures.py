@@ -81,7 +81,7 @@ def test_the_module_functions_of_the_standard_library_accept_our_futures() -> No
 def test_a_running_future_becomes_cancelled_when_its_worker_confirms() -> None:
     tracker = _tracker()
     future = _future(tracker, 0)
-    tracker.report(WorkerId("w"), frozenset({0}))
+    tracker.report(WorkerId("w"), {0: (1, 0.0)})
     assert future.running()
     assert not future.cancelled()
     tracker.take_in([Outcome(0, 1, 0, 0, OutcomeState.CANCELLED)], b"")
@@ -256,7 +256,7 @@ def test_a_future_can_be_awaited() -> None:
 
 def test_progress_counts_never_overlap() -> None:
     tracker = _tracker(5)
-    tracker.report(WorkerId("w"), frozenset({0, 1}))
+    tracker.report(WorkerId("w"), {0: (1, 0.0), 1: (1, 0.0)})
     _ok(tracker, 0, 1)
     _failed(tracker, 2, ValueError())
     tracker.take_in([Outcome(3, 4, 0, 1, OutcomeState.RETRY)], b"")
