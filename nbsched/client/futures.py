@@ -5,15 +5,23 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import functools
+import queue
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ALL_COMPLETED, CancelledError
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from nbsched.client.delivery import callbacks
-from nbsched.client.interrupts import OnInterrupt, ends_job_on_interrupt
+from nbsched.client.interrupts import (
+    OnInterrupt,
+    ends_job_on_interrupt,
+    ends_jobs_on_interrupt,
+)
+from nbsched.client.progress import has_turns, in_turns
 from nbsched.client.results import Segment
 from nbsched.client.tracker import JobTracker
 from nbsched.model import JobId
@@ -116,7 +124,7 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
             return self._result
         with ends_job_on_interrupt(self, self._on_interrupt):
             try:
-                return super().result(timeout)
+                return super().result(self._sit(timeout))
             except concurrent.futures.TimeoutError as error:
                 raise self._explained(error, timeout) from error.__cause__
 
@@ -124,9 +132,20 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
         """What the task raised, or None; waits up to ``timeout`` seconds."""
         with ends_job_on_interrupt(self, self._on_interrupt):
             try:
-                return super().exception(timeout)
+                return super().exception(self._sit(timeout))
             except concurrent.futures.TimeoutError as error:
                 raise self._explained(error, timeout) from error.__cause__
+
+    def _sit(self, timeout: float | None) -> float | None:
+        """Wait where a display needs turns; returns how long to wait now."""
+        if self.done() or not has_turns():
+            return timeout
+
+        def ends(seconds: float | None) -> bool:
+            with self._condition:
+                return self._condition.wait_for(self.done, seconds)
+
+        return timeout if in_turns(ends, timeout) and timeout is None else 0
 
     def _explained(self, error: BaseException, timeout: float | None) -> BaseException:
         """The error itself if the task raised it, else one that says what to do."""
@@ -243,8 +262,54 @@ def as_completed(
         TimeoutError: not all have ended ``timeout`` seconds after the call.
     """
     flat: Any = _flat(futures)  # typing does not know that a condition may be a property
-    ended: Iterator[Any] = concurrent.futures.as_completed(flat, timeout)
-    yield from ended
+    with ends_jobs_on_interrupt(flat):
+        ended: Iterator[Any] = _ended(flat, timeout)
+        while (future := next(ended, None)) is not None:
+            yield future
+
+
+def _ended(flat: Any, timeout: float | None) -> Iterator[Any]:
+    """As ``concurrent.futures.as_completed``, in turns where a display needs them."""
+    if not has_turns():
+        yield from concurrent.futures.as_completed(flat, timeout)
+        return
+    deadline = None if timeout is None else time.monotonic() + timeout
+    ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    waited_for = dict.fromkeys(flat)
+    for future in waited_for:
+        future.add_done_callback(ended.put)
+    for number in range(len(waited_for)):
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        got: list[Any] = []
+
+        def ends(seconds: float | None, got: list[Any] = got) -> bool:
+            with contextlib.suppress(queue.Empty):
+                got.append(ended.get(timeout=seconds))
+            return bool(got)
+
+        if not in_turns(ends, left):
+            raise _LateError(f"{len(waited_for) - number} (of {len(flat)}) futures unfinished")
+        yield got[0]
+
+
+def _wait(flat: Any, timeout: float | None, return_when: str) -> Any:
+    ended: Any = None
+
+    def ends(seconds: float | None) -> bool:
+        nonlocal ended
+        ended = concurrent.futures.wait(flat, seconds, return_when)
+        return not ended.not_done or (
+            return_when != ALL_COMPLETED and _is_enough(ended.done, return_when)
+        )
+
+    in_turns(ends, timeout)
+    return ended
+
+
+def _is_enough(done: Any, return_when: str) -> bool:
+    if return_when == concurrent.futures.FIRST_COMPLETED:
+        return bool(done)
+    return any(not f.cancelled() and f.exception() is not None for f in done)
 
 
 def wait(
@@ -253,7 +318,9 @@ def wait(
     return_when: str = ALL_COMPLETED,
 ) -> DoneAndNotDone:
     """Wait as ``concurrent.futures.wait`` does; maps count as all their tasks."""
-    ended: Any = concurrent.futures.wait(_flat(futures), timeout, return_when)
+    flat = _flat(futures)
+    with ends_jobs_on_interrupt(flat):
+        ended = _wait(flat, timeout, return_when)
     return DoneAndNotDone(set(ended.done), set(ended.not_done))
 
 

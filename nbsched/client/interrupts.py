@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Literal, Protocol
 
 from nbsched.errors import NbschedError
@@ -35,6 +35,45 @@ def ends_job_on_interrupt(job: _Cancellable, on_interrupt: OnInterrupt) -> Itera
         else:
             _say(f"Interrupted: job {job.job_id} is cancelled.")
         raise
+
+
+class _Task(_Cancellable, Protocol):
+    index: int
+    _on_interrupt: OnInterrupt
+
+    def done(self) -> bool: ...
+
+    def _cancel_tasks(self, indices: list[int]) -> bool: ...
+
+
+@contextmanager
+def ends_jobs_on_interrupt(futures: Iterable[_Task]) -> Iterator[None]:
+    """The same for a wait for single tasks, of any jobs: what has not ended is cancelled."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        jobs: dict[str, list[_Task]] = {}
+        for future in futures:
+            if not future.done():
+                jobs.setdefault(future.job_id, []).append(future)
+        for job_id, tasks in jobs.items():
+            with (
+                suppress(KeyboardInterrupt),
+                ends_job_on_interrupt(_Some(job_id, tasks), tasks[0]._on_interrupt),
+            ):
+                raise
+        raise
+
+
+class _Some:
+    """Some tasks of one job."""
+
+    def __init__(self, job_id: str, tasks: list[_Task]) -> None:
+        self.job_id = job_id
+        self._tasks = tasks
+
+    def cancel(self) -> bool:
+        return self._tasks[0]._cancel_tasks([task.index for task in self._tasks])
 
 
 def _say(text: str) -> None:

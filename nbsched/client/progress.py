@@ -6,6 +6,7 @@ never imports it: without a display, jobs are simply silent.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, Protocol
@@ -137,8 +138,45 @@ class ViewFactory(Protocol):
     def mimebundle(self, job: Observable) -> dict[str, object]:
         """Representations of the job for a notebook cell's output."""
 
+    def may_pump(self) -> bool:
+        """Whether `pump` of this thread could become something."""
+
+    def pump(self) -> Callable[[], None] | None:
+        """What a call that blocks this thread should call now and then, if anything."""
+
     def display(self, job: Observable) -> bool:
         """Show the job live in the running cell; False when that cannot be done here."""
+
+
+TURN_S = 0.1
+"""How often a blocking call lets a display take clicks in, where it has to."""
+
+
+def has_turns() -> bool:
+    """Whether a display may need turns of calls that block this thread."""
+    views = view_factory()
+    return views is not None and views.may_pump()
+
+
+def in_turns(wait: Callable[[float | None], bool], timeout: float | None) -> bool:
+    """Wait with ``wait(seconds)``, which is interrupted for a display if it needs that.
+
+    Returns what ``wait`` does: whether what is waited for has come in time.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
+        views = view_factory()
+        pump = None if views is None else views.pump()
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        # A display may appear during the wait: it is asked for again in any case here.
+        if pump is None and (views is None or not views.may_pump()):
+            return wait(left)
+        if wait(TURN_S if left is None else min(TURN_S, left)):
+            return True
+        if left is not None and left <= TURN_S:
+            return False
+        if pump is not None:
+            pump()
 
 
 _factory: Callable[[], ViewFactory] | None = None

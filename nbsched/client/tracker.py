@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar, cast
 
 from nbsched.client.delivery import delivery
-from nbsched.client.progress import Progress
+from nbsched.client.progress import Progress, in_turns
 from nbsched.client.results import ResultStore, Segment, TaskState
 from nbsched.client.tasklog import TaskLog
 from nbsched.indexset import Range
@@ -279,7 +279,17 @@ class JobTracker:
         Raises ``failure`` when nothing more will come.
         """
         with self.changed:
-            held = self.changed.wait_for(lambda: condition() or self.failure is not None, timeout)
+            if condition():
+                return True
+
+        def ends(seconds: float | None) -> bool:
+            with self.changed:
+                return self.changed.wait_for(
+                    lambda: condition() or self.failure is not None, seconds
+                )
+
+        held = in_turns(ends, timeout)
+        with self.changed:
             if condition():
                 return True
             if self.failure is not None:

@@ -20,6 +20,7 @@ from nbsched.client.progress import Observable
 from nbsched.display.jobscene import JobScene
 from nbsched.display.live import Live, View, ticker
 from nbsched.display.notebook import CellView, Output, current_cell
+from nbsched.display.pump import in_kernel, pump_here
 from nbsched.display.scenes import Scene, Subject
 from nbsched.display.terminal import PipeLines, TerminalLine
 from nbsched.display.tqdm import TqdmBar
@@ -73,6 +74,13 @@ class Views:
             return False
         self._in_cell(job, JobScene, cell, 0.0).flush()
         return True
+
+    def may_pump(self) -> bool:
+        return in_kernel()
+
+    def pump(self) -> Callable[[], None] | None:
+        """What a call that blocks this thread should call now and then."""
+        return pump_here()
 
     def _in_cell(self, job: S, scene: Callable[[S], Scene], cell: str, after_s: float) -> Live:
         def make() -> View:

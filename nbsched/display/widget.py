@@ -97,6 +97,10 @@ class Panel:
 _open: dict[str, Panel] = {}
 
 
+def any_open() -> bool:
+    return bool(_open)
+
+
 def is_ours(comm_id: str) -> bool:
     """Whether messages of this comm are for one of our panels."""
     return comm_id in _open

@@ -68,6 +68,14 @@ class Job:
 '''
 
 
+BLOCKING = """
+from nbsched.client.progress import in_turns
+job = Job('a', total=600, task_s=0.1)
+with shown_while_waiting(job):
+    in_turns(lambda s: time.sleep(min(s or 0.1, 0.1)) or job.progress.finished, None)
+"""
+
+
 class Listener(NotebookClient):
     """Executes a notebook and notes every message, as (seconds, cell, type, content)."""
 
@@ -260,3 +268,35 @@ def click(kernel: BlockingKernelClient, panel: str, subshell: str | None) -> Non
     if subshell is not None:
         message["header"]["subshell_id"] = subshell
     kernel.shell_channel.send(message)
+
+
+def test_a_click_on_cancel_arrives_without_a_subshell_too(kernel: BlockingKernelClient) -> None:
+    kernel.execute(JOB + BLOCKING + "print('cancelled', job.cancelled > 0)")
+    panel, printed = None, ""
+    deadline = time.monotonic() + 30
+
+    # Uncancelled, the job takes a minute.
+    while "cancelled True" not in printed:
+        assert time.monotonic() < deadline, f"the click did not arrive; printed: {printed!r}"
+        try:
+            message = kernel.get_iopub_msg(timeout=1)
+        except Empty:
+            continue
+        kind, content = message["header"]["msg_type"], message["content"]
+        if kind == "comm_open":
+            panel = content["comm_id"]
+        if kind == "display_data":
+            assert panel is not None
+            later = kernel.execute("print('later')", reply=False)
+            click(kernel, panel, None)
+        if kind == "stream":
+            printed += content["text"]
+        assert kind != "error", content
+
+    # What came before the click and was not for it has not been lost.
+    while "later" not in printed:
+        assert time.monotonic() < deadline, "the next cell was lost"
+        message = kernel.get_iopub_msg(timeout=10)
+        if message["header"]["msg_type"] == "stream":
+            assert message["parent_header"]["msg_id"] == later
+            printed += message["content"]["text"]
