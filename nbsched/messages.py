@@ -189,6 +189,9 @@ class WorkerReport(Message, frozen=True):
     held: tuple[Held, ...]
     free_slots: int
     draining: bool = False
+    memory_used_bytes: int = 0
+    """Of the whole host; 0 where that cannot be told."""
+    memory_bytes: int = 0
 
 
 # ---------------------------------------------------------------- results log

@@ -22,6 +22,8 @@ from nbsched.client.interrupts import ends_job_on_interrupt
 from nbsched.client.itemrepr import item_texts
 from nbsched.client.mapfuture import MapFuture
 from nbsched.client.options import Options, chunk, merge, require_progress
+from nbsched.client.overview import Overview
+from nbsched.client.progress import view_factory
 from nbsched.client.requests import cancel_tasks, retry_tasks
 from nbsched.client.session import Session
 from nbsched.client.tables import JobTable, WorkerTable
@@ -229,6 +231,7 @@ class Cluster(Submitter):
     def _open(self, settings: Settings) -> None:
         require_progress(settings.progress)
         self.settings = settings
+        self._overview: Overview | None = None
         super().__init__(Session.connect(settings), Options())
         if self._membership is not None:
             weakref.finalize(self._interest, self._membership.close)
@@ -238,6 +241,23 @@ class Cluster(Submitter):
     def __repr__(self) -> str:
         where = "closed" if self.closed else ", ".join(self.settings.etcd)
         return f"<nbsched.{type(self).__name__} {self.settings.namespace!r} at {where}>"
+
+    def _ipython_display_(self) -> None:
+        views = view_factory()
+        if views is None or self.closed or not views.display_cluster(self._looked_up()):
+            print(repr(self))
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, object]:
+        views = view_factory()
+        if views is None or self.closed:
+            return {"text/plain": repr(self)}
+        return views.cluster_mimebundle(self._looked_up().progress)
+
+    def _looked_up(self) -> Overview:
+        if self._overview is None:
+            self._overview = Overview(self)
+        self._overview.look()
+        return self._overview
 
     def __enter__(self) -> Self:
         return self
@@ -264,13 +284,16 @@ class Cluster(Submitter):
 
         ``cluster.workers().filter(host="node*")`` is a part of it; see `Table.filter`.
         """
-        session = self._session
-        members = session.members
-        session.run(members.list())
+        self._session.run(self._session.members.list())
+        return self._members_now()
+
+    def _members_now(self) -> WorkerTable:
+        members = self._session.members
         found = sorted(members.records.values(), key=lambda record: (record.host, record.id))
-        free = members.free_slots
+        free, memory = members.free_slots, members.memory
         return WorkerTable(
-            records.worker_info(record, members.leader, free.get(record.id)) for record in found
+            records.worker_info(record, members.leader, free.get(record.id), memory.get(record.id))
+            for record in found
         )
 
     def jobs(

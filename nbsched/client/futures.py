@@ -21,8 +21,9 @@ from nbsched.client.interrupts import (
     ends_job_on_interrupt,
     ends_jobs_on_interrupt,
 )
-from nbsched.client.progress import has_turns, in_turns
+from nbsched.client.progress import has_turns, in_turns, view_factory
 from nbsched.client.results import Segment
+from nbsched.client.tasks import TaskOfFuture, TaskTable
 from nbsched.client.tracker import JobTracker
 from nbsched.model import JobId
 
@@ -67,6 +68,7 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
         self._cancel_tasks = cancel
         self._retry_tasks = retry
         self._on_interrupt = on_interrupt
+        self._shown: TaskOfFuture | None = None
         self._settled: Segment | None = None
         """The outcome that this future shows."""
         self.index = index
@@ -86,6 +88,23 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
 
     def __repr__(self) -> str:
         return f"<nbsched.Future {self.job_id}[{self.index}] {self._describe()}>"
+
+    def _subject(self) -> TaskOfFuture:
+        if self._shown is None:  # kept: a display holds it weakly once the task has ended
+            table = TaskTable(self._tracker, self._cancel_tasks, self._retry_tasks)
+            self._shown = TaskOfFuture(self._tracker, self.index, table)
+        return self._shown
+
+    def _ipython_display_(self) -> None:
+        views = view_factory()
+        if views is None or not views.display_task(self._subject()):
+            print(repr(self))
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, object]:
+        views = view_factory()
+        if views is None:
+            return {"text/plain": repr(self)}
+        return views.task_mimebundle(self._subject())
 
     def _describe(self) -> str:
         if self.cancelled():

@@ -34,6 +34,8 @@ class Members:
         self.leader: WorkerId | None = None
         self.free_slots: dict[WorkerId, int] = {}
         """CPU slots without work, of workers that have said so."""
+        self.memory: dict[WorkerId, tuple[int, int]] = {}
+        """Bytes of memory in use on their hosts, and all bytes."""
         self._store = store
         self._names = names
         self._settings = settings
@@ -44,9 +46,10 @@ class Members:
         """Those that run tasks; any thread may ask."""
         return [w for w in list(self.records.values()) if w.cpus > 0 and not w.draining]
 
-    def reported(self, worker: WorkerId, free_slots: int) -> None:
-        """A worker said how many of its CPU slots have no work."""
+    def reported(self, worker: WorkerId, free_slots: int, memory: tuple[int, int]) -> None:
+        """A worker said how many of its CPU slots have no work, and what memory is in use."""
         self.free_slots[worker] = free_slots
+        self.memory[worker] = memory
 
     # ------------------------------------------------------------ following
 
@@ -57,6 +60,7 @@ class Members:
         self.records = {record.id: record for record in records if record is not None}
         self.leader = _leading(await self._store.list(self._names.candidates))
         self.free_slots = {w: free for w, free in self.free_slots.items() if w in self.records}
+        self.memory = {w: memory for w, memory in self.memory.items() if w in self.records}
         self._listed.set()
         self._on_list()
         return snapshot.revision

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -129,8 +129,77 @@ class Observable(Protocol):
         """Run again what failed or was cancelled; returns how many tasks."""
 
 
+class TaskSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """A single task as its own display sees it."""
+
+    id: str
+    """Of the job, and the task's index in it."""
+    name: str
+    row: TaskRow
+    result: str = ""
+    """In short, when it is done."""
+
+    @property
+    def finished(self) -> bool:
+        return self.row.ended
+
+
+class TaskSubject(Protocol):
+    """A future as a display sees it."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def progress(self) -> TaskSnapshot: ...
+
+    def traceback(self) -> str: ...
+
+    def cancel(self) -> bool: ...
+
+    def retry(self) -> bool: ...
+
+
+class ClusterSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """A cluster as its display sees it: `WorkerInfo` and `JobInfo`, some of the jobs."""
+
+    namespace: str
+    where: str
+    members: tuple[Any, ...] = ()
+    jobs: tuple[Any, ...] = ()
+    running: int = 0
+    """Jobs that have not ended."""
+    known: int = 0
+    closed: bool = False
+    trouble: str = ""
+
+    @property
+    def finished(self) -> bool:
+        return self.closed
+
+
+class ClusterSubject(Protocol):
+    """A cluster as a display sees it."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def progress(self) -> ClusterSnapshot: ...
+
+    def cancel(self, job_id: str) -> bool: ...
+
+
 class ViewFactory(Protocol):
     """What a display package offers."""
+
+    def task_mimebundle(self, task: TaskSubject) -> dict[str, object]: ...
+
+    def display_task(self, task: TaskSubject) -> bool: ...
+
+    def cluster_mimebundle(self, now: ClusterSnapshot) -> dict[str, object]: ...
+
+    def display_cluster(self, cluster: ClusterSubject) -> bool: ...
 
     def blocking(self, job: Observable) -> AbstractContextManager[None]:
         """Show progress while a call waits for the job."""

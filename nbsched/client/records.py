@@ -35,6 +35,9 @@ class WorkerInfo(msgspec.Struct, frozen=True):
     draining: bool
     in_use: int | None = None
     differs: dict[str, tuple[str, str]] = {}
+    memory_bytes: int = 0
+    memory_used_bytes: int = 0
+    """Of its host, as it last said; 0 when it has not."""
 
 
 class JobInfo(msgspec.Struct, frozen=True):
@@ -61,7 +64,10 @@ class JobInfo(msgspec.Struct, frozen=True):
 
 
 def worker_info(
-    record: WorkerRecord, leader: WorkerId | None, free_slots: int | None
+    record: WorkerRecord,
+    leader: WorkerId | None,
+    free_slots: int | None,
+    memory: tuple[int, int] | None = None,
 ) -> WorkerInfo:
     return WorkerInfo(
         id=record.id,
@@ -75,6 +81,8 @@ def worker_info(
         draining=record.draining,
         in_use=None if free_slots is None else max(0, record.cpus - free_slots),
         differs=_differences(record.versions),
+        memory_used_bytes=0 if memory is None else memory[0],
+        memory_bytes=0 if memory is None else memory[1],
     )
 
 

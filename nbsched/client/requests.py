@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from nbsched.client.session import Session
 from nbsched.client.tracker import JobTracker
-from nbsched.model import CancelRequest, Request, RetryRequest, TaskRange, to_json
+from nbsched.model import CancelRequest, JobId, Request, RetryRequest, TaskRange, to_json
 from nbsched.names import new_request_id
 from nbsched.storage import Put
 
@@ -22,6 +22,12 @@ def cancel_job(session: Session, tracker: JobTracker) -> None:
     if tracker.total is None:
         # Its upload may never end; the leader then says how many tasks there were.
         session.run(session.await_seal(tracker))
+
+
+def cancel_by_id(session: Session, job: str) -> None:
+    """Ask for a job to be stopped that nobody here may have a future of."""
+    request = CancelRequest(id=new_request_id(), job=JobId(job), at=time.time())
+    session.run(_put(session, request))
 
 
 def cancel_tasks(session: Session, tracker: JobTracker, indices: Sequence[int]) -> bool:

@@ -278,7 +278,8 @@ class Session:
             return
         if not isinstance(report, messages.WorkerReport):
             return
-        self.members.reported(report.worker, report.free_slots)
+        memory = (report.memory_used_bytes, report.memory_bytes)
+        self.members.reported(report.worker, report.free_slots, memory)
         running: dict[JobId, dict[int, tuple[int, float]]] = {}
         for held in report.held:
             if held.running_for_s is not None:

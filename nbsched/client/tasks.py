@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 
 from nbsched.client.itemrepr import short
-from nbsched.client.progress import TaskRow
+from nbsched.client.progress import TaskRow, TaskSnapshot
 from nbsched.client.results import ResultStore, TaskState
 from nbsched.client.tasklog import TaskLog
 from nbsched.client.tracker import JobTracker
@@ -101,6 +101,31 @@ class TaskTable:
     def retry(self, indices: Sequence[int]) -> int:
         """Run these tasks again, as far as they have ended; returns how many."""
         return self._retry(list(indices))
+
+
+class TaskOfFuture:
+    """A single future's task, for its display."""
+
+    def __init__(self, tracker: JobTracker, index: int, table: TaskTable) -> None:
+        self._tracker = tracker
+        self._index = index
+        self._table = table
+        self.id = f"{tracker.id}[{index}]"
+
+    @property
+    def progress(self) -> TaskSnapshot:
+        row = self._table.row(self._index)
+        result = self._table.result(self._index) if row.state == "done" else ""
+        return TaskSnapshot(id=self.id, name=self._tracker.record.name, row=row, result=result)
+
+    def traceback(self) -> str:
+        return self._table.traceback(self._index)
+
+    def cancel(self) -> bool:
+        return self._table.cancel([self._index])
+
+    def retry(self) -> bool:
+        return self._table.retry([self._index]) > 0
 
 
 def _row(store: ResultStore, log: TaskLog, index: int) -> TaskRow:

@@ -101,6 +101,11 @@ def frame(name: str, inner: str, token: str | None) -> str:
     )
 
 
+def failure_line(error: str) -> str:
+    """What something has failed with, in one line."""
+    return f'<span style="color: #d32f2f; color: {_RED}">✗ {escape(one_line(error))}</span>'
+
+
 def _failures(rows: Sequence[TaskRow], tracebacks: Mapping[int, str], count: int) -> str:
     shown = "".join(_failure(row, tracebacks.get(row.index, "")) for row in rows)
     more = count - len(rows)
@@ -122,7 +127,7 @@ def _failure(row: TaskRow, traceback: str) -> str:
     words += [duration(row.elapsed_s, exact=True)] if row.elapsed_s is not None else []
     line = (
         f'<span style="opacity: 0.75">{escape(one_line(" · ".join(words)))}</span> '
-        f'<span style="color: #d32f2f; color: {_RED}">✗ {escape(one_line(row.error))}</span>'
+        f"{failure_line(row.error)}"
     )
     style = 'style="padding: 3px 8px; overflow-wrap: anywhere"'
     if not traceback:

@@ -16,12 +16,14 @@ from types import TracebackType
 from typing import TextIO, TypeVar
 from weakref import WeakValueDictionary
 
-from nbsched.client.progress import Observable
+from nbsched.client.progress import ClusterSnapshot, ClusterSubject, Observable, TaskSubject
+from nbsched.display.clusterscene import ClusterScene
 from nbsched.display.jobscene import JobScene
 from nbsched.display.live import Live, View, ticker
 from nbsched.display.notebook import CellView, Output, current_cell
 from nbsched.display.pump import in_kernel, pump_here
 from nbsched.display.scenes import Scene, Subject
+from nbsched.display.taskscene import TaskScene
 from nbsched.display.terminal import PipeLines, TerminalLine
 from nbsched.display.tqdm import TqdmBar
 from nbsched.errors import ConfigurationError
@@ -75,6 +77,30 @@ class Views:
         self._in_cell(job, JobScene, cell, 0.0).flush()
         return True
 
+    def task_mimebundle(self, task: TaskSubject) -> dict[str, object]:
+        return TaskScene(task).static(task.progress)
+
+    def display_task(self, task: TaskSubject) -> bool:
+        """Show a future in the running cell, live until it ends; False outside a notebook."""
+        cell = current_cell() if self._mode() in ("auto", "tqdm") else None
+        if cell is None:
+            return False
+        self._in_cell(task, TaskScene, cell, 0.0).flush()
+        return True
+
+    def cluster_mimebundle(self, now: ClusterSnapshot) -> dict[str, object]:
+        return ClusterScene.of(now)
+
+    def display_cluster(self, cluster: ClusterSubject) -> bool:
+        """Show a cluster in the running cell, live until it is closed or shown again."""
+        cell = current_cell() if self._mode() in ("auto", "tqdm") else None
+        if cell is None:
+            return False
+        for live in self._lives_of(cluster):
+            live.stop()
+        self._in_cell(cluster, ClusterScene, cell, 0.0).flush()
+        return True
+
     def may_pump(self) -> bool:
         return in_kernel()
 
@@ -112,7 +138,7 @@ class Views:
             live.wake()
             return live
 
-    def _lives_of(self, job: Observable) -> list[Live]:
+    def _lives_of(self, job: Subject) -> list[Live]:
         with self._lock:
             return [live for (job_id, _), live in list(self._lives.items()) if job_id == job.id]
 

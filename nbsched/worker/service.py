@@ -43,6 +43,7 @@ from nbsched.transport import Bus, Message, Subscription
 from nbsched.wire import Wire
 from nbsched.worker import endings
 from nbsched.worker.backlog import Backlog, Piece
+from nbsched.worker.hostmemory import host_memory
 from nbsched.worker.inputs import InputCache
 from nbsched.worker.kernelpool import KernelPool
 from nbsched.worker.reporter import Reporter
@@ -267,6 +268,7 @@ class WorkerService:
 
     def _report(self) -> WorkerReport:
         seen = list(self._seen.ranges())
+        memory_used_bytes, memory_bytes = host_memory()
         return WorkerReport(
             worker=self._id,
             term=self._term,
@@ -275,4 +277,6 @@ class WorkerService:
             held=self._backlog.held(self._pool.running()),
             free_slots=0 if self._draining else self._pool.free_slots,
             draining=self._draining,
+            memory_used_bytes=memory_used_bytes,
+            memory_bytes=memory_bytes,
         )

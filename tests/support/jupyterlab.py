@@ -128,8 +128,9 @@ class Server:
 class Notebook:
     """A notebook in a page of the browser."""
 
-    def __init__(self, page: Any, address: str) -> None:
+    def __init__(self, page: Any, address: str, path: Path) -> None:
         self.page = page
+        self.path = path
         page.goto(address)
         self.ready()
 
@@ -185,6 +186,17 @@ class Notebook:
     def live(self, index: int) -> Any:
         """The live display in a cell's output."""
         return self.cell(index).locator(".nbsched-live section.nbsched")
+
+    def button(self, index: int, name: str) -> Any:
+        """A button of the live display in a cell's output."""
+        return self.live(index).get_by_role("button", name=name, exact=True)
+
+    def now(self, index: int) -> int:
+        """What the bar of a cell's live display says."""
+        return int(self.live(index).get_by_role("progressbar").get_attribute("aria-valuenow") or 0)
+
+    def state(self, index: int) -> str:
+        return str(self.live(index).get_attribute("data-state"))
 
     def save(self) -> None:
         self.page.keyboard.press("Escape")

@@ -153,6 +153,7 @@ class View {
     say(word, state.word);
     word.className = `state ${state.state}`;
     say(percent, state.percent || "");
+    percent.hidden = !state.percent;
     const spoken = this.part("spoken", () => {
       const node = make("div", "unseen");
       node.setAttribute("aria-live", "polite");

@@ -1,0 +1,302 @@
+"""The display in a real JupyterLab, looked at and clicked in a real browser."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+from nbsched import LocalCluster
+from support.jupyterlab import Notebook, Server
+
+OpenNotebook = Callable[..., Notebook]
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+SUBSHELLS = "@jupyterlab/services-extension:kernel-settings"
+
+LONG = "mf = cluster.map(work, range(400))\n"
+
+
+def html_of(path: Path, cell: int) -> str:
+    """The HTML that a saved cell keeps, which must be no widget."""
+    notebook = nbformat.read(path, as_version=4)
+    data = [output.get("data", {}) for output in notebook.cells[cell].outputs]
+    assert not any(WIDGET_VIEW in bundle for bundle in data)
+    return "".join(bundle.get("text/html", "") for bundle in data)
+
+
+def test_the_bar_moves_while_the_cell_blocks(open_notebook: OpenNotebook) -> None:
+    notebook = open_notebook("mf = cluster.map(work, range(60))\nmf.result()\nprint('end')")
+
+    notebook.run(1, wait=False)
+    seen = [notebook.until(lambda: notebook.live(1).count() and notebook.now(1), 10)]
+    for _ in range(3):
+        last = seen[-1]
+        seen.append(
+            notebook.until(lambda last=last: max(notebook.now(1) - last, 0) and notebook.now(1))
+        )
+
+    assert notebook.busy(1)
+    assert seen == sorted(seen)
+    notebook.wait(1)
+    assert "60 of 60 done" in notebook.text(1)
+
+
+def test_a_click_on_cancel_stops_the_job_while_the_cell_blocks(open_notebook: OpenNotebook) -> None:
+    check_cancel(open_notebook(LONG + "mf.wait()\nprint('ended', mf.cancelled())"))
+
+
+def test_a_click_on_cancel_stops_the_job_without_subshells(
+    open_notebook: OpenNotebook, lab: Server
+) -> None:
+    lab.setting(SUBSHELLS, commsOverSubshells="disabled")
+    try:
+        notebook = open_notebook(LONG + "mf.wait()\nprint('ended', mf.cancelled())", "%subshell")
+        check_cancel(notebook)
+        notebook.run(2)
+        assert "subshell list: []" in notebook.text(2)
+    finally:
+        lab.setting(SUBSHELLS, commsOverSubshells="perCommTarget")
+
+
+def check_cancel(notebook: Notebook) -> None:
+    notebook.run(1, wait=False)
+    notebook.until(lambda: notebook.live(1).count() and notebook.now(1), 10)
+    assert notebook.busy(1)
+
+    notebook.live(1).get_by_role("button", name="Cancel job").click()
+
+    # Uncancelled, the job takes 20 s.
+    notebook.wait(1, 8)
+    notebook.until(lambda: "ended True" in notebook.text(1))
+    notebook.until(lambda: notebook.state(1) == "cancelled")
+
+
+def test_retry_on_a_failed_row_turns_that_task_green_and_only_that(
+    open_notebook: OpenNotebook, tmp_path: Path
+) -> None:
+    call = (
+        f"mf = cluster.map(lambda x: fails_at_first(x, {str(tmp_path)!r}), range(15))\nmf.wait();"
+    )
+    notebook = open_notebook(call, "print(mf[7].result(), [f.index for f in mf.failures()])")
+    notebook.run(1)
+    rows = notebook.live(1).locator("tbody")
+    notebook.until(lambda: rows.count() == 3)
+
+    notebook.live(1).get_by_role("button", name="Retry task 7").click()
+
+    row = notebook.live(1).locator('tbody[data-task="7"]')
+    notebook.until(lambda: row.get_attribute("data-state") == "done")
+    others = [rows.nth(i).get_attribute("data-state") for i in (0, 2)]
+    assert others == ["failed", "failed"]
+    assert "✓ done" in row.inner_text()
+    notebook.run(2)
+    assert "7 [2, 12]" in notebook.text(2)
+    # The file says it as well.
+    notebook.save()
+    assert "13 of 15 done" in html_of(notebook.path, 1).replace('<span style="opacity: 0.7">', "")
+
+
+def test_a_traceback_opens_on_demand_and_by_keyboard(
+    open_notebook: OpenNotebook, tmp_path: Path
+) -> None:
+    call = f"mf = cluster.map(lambda x: fails_at_first(x, {str(tmp_path)!r}), range(5))\nmf.wait();"
+    notebook = open_notebook(call)
+    notebook.run(1)
+    error = notebook.live(1).get_by_role("button", name="Traceback of task 2")
+    notebook.until(lambda: error.count() == 1)
+    assert notebook.live(1).locator("pre:visible").count() == 0
+
+    error.focus()
+    notebook.page.keyboard.press("Enter")
+
+    notebook.until(lambda: notebook.live(1).locator("pre:visible").count() == 1)
+    assert "raise ValueError" in notebook.live(1).locator("pre:visible").inner_text()
+    assert error.get_attribute("aria-expanded") == "true"
+
+
+@pytest.mark.parametrize("wait", ["mf.result()", "list(as_completed(mf.futures()))"])
+def test_the_interrupt_button_cancels_the_job_and_leaves_the_client_usable(
+    open_notebook: OpenNotebook, wait: str
+) -> None:
+    notebook = open_notebook(LONG + f"mf\n{wait}", "cluster.submit(work, 7).result()")
+    notebook.run(1, wait=False)
+    notebook.until(lambda: notebook.prompt(1) == "[*]:")
+    notebook.page.wait_for_timeout(1000)
+
+    notebook.page.keyboard.press("Escape")
+    notebook.page.get_by_role("button", name="Interrupt the kernel").click()
+
+    notebook.wait(1, 10)
+    text = notebook.text(1)
+    assert "is cancelled" in text
+    assert "KeyboardInterrupt" in text
+    notebook.run(2)
+    assert "7" in notebook.text(2)
+
+
+def test_a_reload_in_the_middle_of_a_job_goes_on_live(open_notebook: OpenNotebook) -> None:
+    notebook = open_notebook("mf = cluster.map(work, range(200))\nmf", "mf.wait();")
+    notebook.run(1)
+    notebook.until(lambda: notebook.live(1).count() and notebook.now(1))
+    notebook.save()
+    assert "running" in html_of(notebook.path, 1)
+
+    notebook.page.reload()
+    notebook.ready()
+
+    notebook.until(lambda: notebook.live(1).count() == 1, 15, "a live display after the reload")
+    before = notebook.now(1)
+    notebook.until(lambda: notebook.now(1) > before + 5)
+    notebook.live(1).get_by_role("button", name="Cancel job").click()
+    notebook.until(lambda: notebook.state(1) == "cancelled", 10)
+
+
+def test_two_displays_of_a_job_show_the_same_and_end_static(open_notebook: OpenNotebook) -> None:
+    notebook = open_notebook("mf = cluster.map(work, range(40))\nmf", "mf", "mf.wait();")
+    for index in (1, 2):
+        notebook.run(index)
+    notebook.until(lambda: all(notebook.live(index).count() for index in (1, 2)))
+    notebook.until(lambda: all(notebook.now(index) > 10 for index in (1, 2)))
+    notebook.run(3)
+
+    for index in (1, 2):
+        notebook.until(lambda index=index: "✓ succeeded" in notebook.text(index))
+        # Nothing can happen any more: the page shows what the file keeps.
+        notebook.until(lambda index=index: notebook.live(index).count() == 0)
+
+
+def test_after_a_kernel_restart_attach_draws_the_live_job(open_notebook: OpenNotebook) -> None:
+    cells = ("mf = cluster.map(work, range(200))\nmf", "cluster.attach(cluster.jobs()[0].id)")
+    notebook = open_notebook(*cells)
+    notebook.run(1)
+    notebook.until(lambda: notebook.live(1).count() and notebook.now(1))
+    notebook.page.keyboard.press("Escape")
+
+    notebook.page.get_by_role("button", name="Restart the kernel", exact=False).first.click()
+    notebook.page.locator(".jp-Dialog .jp-mod-accept").click()
+    notebook.ready()
+    # Without its kernel the old display is what the file keeps, and says how to go on.
+    notebook.until(lambda: notebook.live(1).count() == 0, 10, "the static display")
+    assert "cluster.attach(" in notebook.text(1)
+    notebook.run(0)
+    notebook.run(2)
+
+    notebook.until(lambda: notebook.live(2).count() and notebook.now(2), 10)
+    before = notebook.now(2)
+    notebook.until(lambda: notebook.now(2) > before)
+    notebook.live(2).get_by_role("button", name="Cancel job").click()
+    notebook.until(lambda: notebook.state(2) == "cancelled", 10)
+
+
+def test_saved_closed_and_reopened_a_notebook_shows_how_its_job_ended(
+    open_notebook: OpenNotebook, lab: Server, tmp_path: Path
+) -> None:
+    call = (
+        f"mf = cluster.map(lambda x: fails_at_first(x, {str(tmp_path)!r}), range(30))\nmf.wait();"
+    )
+    notebook = open_notebook(call)
+    notebook.run(1)
+    notebook.until(lambda: notebook.live(1).count() and notebook.state(1) == "failed")
+    notebook.save()
+    lab.shut_kernels_down()
+
+    notebook.page.goto("about:blank")
+    notebook.page.goto(lab.address(notebook.path.name))
+    notebook.ready()
+
+    text = notebook.until(lambda: notebook.text(1))
+    for words in ("24 of 30 done", "6 failed", "✗ failed", "ValueError: no 2", "took"):
+        assert words in text
+    assert "model not found" not in text.lower()
+    assert notebook.live(1).count() == 0
+    exported = export(notebook.path)
+    for words in ("6 failed", "ValueError: no 2", "raise ValueError", "took"):
+        assert words in exported
+
+
+def export(path: Path) -> str:
+    """The notebook as nbconvert's HTML."""
+    command = [sys.executable, "-m", "nbconvert", "--to", "html", "--stdout", "--log-level=ERROR"]
+    done = subprocess.run([*command, str(path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_job_of_100_000_tasks_keeps_the_page_quiet(open_notebook: OpenNotebook) -> None:
+    notebook = open_notebook("mf = cluster.map(abs, range(100_000))\nmf.wait()\nprint('end')")
+    notebook.page.evaluate("() => { window.updates = []; window.longTasks = []; }")
+
+    notebook.run(1)
+    notebook.until(lambda: "100,000 of 100,000 done" in notebook.text(1), 60)
+
+    at: list[float] = notebook.page.evaluate("window.updates")
+    most = max(sum(start <= t < start + 1000 for t in at) for start in at)
+    long_tasks: list[float] = notebook.page.evaluate("window.longTasks")
+    print(f"messages {len(at)}, at most {most} in a second; long tasks {long_tasks} ms")
+    # A display begins with a model and an output, and ends with a last state of both.
+    assert most <= 5 + 3
+    assert max(long_tasks, default=0) < 200
+
+
+def test_the_end_of_a_task_is_seen_within_half_a_second(
+    open_notebook: OpenNotebook, lab_cluster: LocalCluster
+) -> None:
+    cells = "def end(x):\n    time.sleep(0.4)\n    return time.time()\nmf = cluster.map(end, range(24))\nmf"
+    notebook = open_notebook(cells, "print(*sorted(mf.result()))")
+    notebook.page.evaluate(WATCH_BAR)
+
+    notebook.run(1)
+    notebook.until(lambda: "24 of 24 done" in notebook.text(1))
+    notebook.run(2)
+
+    seen: list[tuple[int, float]] = notebook.page.evaluate("window.seen")
+    ends = [float(word) for word in notebook.text(2).split()]
+    delays = []
+    for number, end in enumerate(ends, start=1):
+        first = min((at / 1000 for done, at in seen if done >= number), default=None)
+        if first is not None:
+            delays.append(first - end)
+    print(f"from a task's end to its pixel: median {statistics.median(delays) * 1000:.0f} ms")
+    assert len(delays) >= 20
+    assert statistics.median(delays) < 0.5
+
+
+WATCH_BAR = """
+() => {
+  window.seen = [];
+  const look = () => {
+    for (const host of document.querySelectorAll(".nbsched-live")) {
+      const bar = host.shadowRoot?.querySelector("[role=progressbar]");
+      const now = Number(bar?.getAttribute("aria-valuenow") ?? -1);
+      const last = window.seen.at(-1);
+      if (!last || last[0] !== now) window.seen.push([now, Date.now()]);
+    }
+    requestAnimationFrame(look);
+  };
+  look();
+}
+"""
+
+
+def test_a_future_and_the_cluster_draw_themselves(open_notebook: OpenNotebook) -> None:
+    notebook = open_notebook(LONG + "f = cluster.submit(work, 3)\nf", "[f]", "cluster")
+    for index in (1, 2, 3):
+        notebook.run(index)
+
+    notebook.until(lambda: "✓ done" in notebook.text(1), 30)
+    assert "<nbsched.Future" in notebook.text(2)
+    notebook.until(lambda: "2 of 2 CPUs" in notebook.text(3), 10)
+    assert "leads" in notebook.text(3)
+    assert "GiB" in notebook.text(3)
+    notebook.live(3).get_by_role("button", name="Cancel job work").first.click()
+    notebook.until(lambda: "⊘ cancelled" in notebook.text(3), 15)
+
+
+def accessible_names(view: Any) -> list[str]:
+    return [str(view.nth(i).get_attribute("aria-label")) for i in range(view.count())]
