@@ -2,6 +2,8 @@
 #
 #   make demo     install what users need, and run the demo on a private cluster
 #   make test     install what developers need too, and run all tests; ARGS="-k name"
+#   make bench    measure all systems side by side; under an hour, benchmarks/results.md
+#   make bench-quick   the same of three systems, in a few minutes; ARGS=--smoke: does it run?
 #   make lint     style, types and the direction of imports
 #   make clean    remove the environment and all caches
 
@@ -15,7 +17,7 @@ BIN := $(VENV)/bin
 USER_STAMP := $(VENV)/.installed-for-users
 DEV_STAMP := $(VENV)/.installed-for-developers
 
-.PHONY: demo test lint clean
+.PHONY: demo test bench bench-quick lint clean
 .DELETE_ON_ERROR:
 
 demo: $(USER_STAMP)
@@ -24,6 +26,13 @@ demo: $(USER_STAMP)
 test: $(DEV_STAMP)
 	$(BIN)/python -m pytest $(ARGS)
 
+# Every system gets an environment of its own, made from the Python that runs this.
+bench: $(BIN)/python
+	$(BIN)/python -m benchmarks.run $(ARGS)
+
+bench-quick: $(BIN)/python
+	$(BIN)/python -m benchmarks.run --quick $(ARGS)
+
 lint: $(DEV_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -31,7 +40,7 @@ lint: $(DEV_STAMP)
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) build dist .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) benchmarks/.envs benchmarks/.out build dist .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

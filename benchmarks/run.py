@@ -1,0 +1,198 @@
+"""All systems, all workloads, several rounds: each in a process and an environment of its own.
+
+    python -m benchmarks.run [--quick] [--smoke] [--rounds N] [--systems A,B] [--workloads A,B]
+
+Systems take turns within a round, so that a machine that grows slower does so for all. A
+failure or a time-out is a result like any other. The whole run is written to results.md,
+results.json and results.svg beside this file; a run of only some systems or with --smoke to
+the folder .out, which is not kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import report, systems
+from benchmarks.accounting import MARK
+from benchmarks.plan import LIMIT_S, QUICK_SYSTEMS, QUICK_WORKLOADS, SKIP_ABOVE_S, WORKLOADS
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+ENVIRONMENTS = HERE / ".envs"
+Result = dict[str, Any]
+
+
+def main() -> None:
+    options = _options()
+    pythons = {name: environment(name) for name in options.systems}
+    results: list[Result] = []
+    started = time.time()
+    for number in range(options.rounds):
+        for workload in options.workloads:
+            for name in options.systems:
+                result = measure(pythons[name], name, workload, options.smoke, results)
+                results.append({"round": number, **result})
+                _say(results[-1])
+    _write(options, results, pythons, started)
+    if options.smoke and (broken := [each for each in results if "failed" in each]):
+        sys.exit(f"{len(broken)} workloads failed, the first: {broken[0]}")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer systems and workloads")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes: does it run at all?")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--systems", type=lambda text: text.split(","))
+    parser.add_argument("--workloads", type=lambda text: text.split(","))
+    options = parser.parse_args()
+    options.partial = bool(options.systems or options.workloads)
+    options.rounds = options.rounds or (1 if options.smoke else 3)
+    options.systems = options.systems or list(QUICK_SYSTEMS if options.quick else systems.NAMES)
+    every = QUICK_WORKLOADS if options.quick else tuple(WORKLOADS)
+    options.workloads = options.workloads or list(every)
+    return options
+
+
+# ---------------------------------------------------------------- environments
+
+
+def environment(name: str) -> Path:
+    """The Python of a system's environment, which is made at first."""
+    folder = ENVIRONMENTS / name
+    python = folder / "bin" / "python"
+    wanted = ["numpy", *systems.REQUIREMENTS[name]]
+    stamp = folder / "installed.json"
+    if stamp.exists() and json.loads(stamp.read_text()) == wanted:
+        return python
+    print(f"making the environment of {name} …", flush=True)
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    if name == "nbsched":
+        subprocess.run([*install, "--editable", f"{ROOT}[local]"], check=True)
+    subprocess.run([*install, *wanted], check=True)
+    stamp.write_text(json.dumps(wanted))
+    return python
+
+
+def version(python: Path, name: str) -> str:
+    """The installed version of a system; the standard library's is that of Python."""
+    if not systems.REQUIREMENTS[name] and name != "nbsched":
+        return ""
+    package = systems.PACKAGES.get(name, name)
+    code = f"from importlib.metadata import version; print(version({package!r}))"
+    return subprocess.run([python, "-c", code], capture_output=True, text=True).stdout.strip()
+
+
+# ---------------------------------------------------------------- one measurement
+
+
+def measure(python: Path, name: str, workload: str, smoke: bool, so_far: list[Result]) -> Result:
+    """Figures of one workload on one system, or why there are none."""
+    result: Result = {"system": name, "workload": workload}
+    if reason := _hopeless(name, workload, so_far):
+        return {**result, "unable": reason}
+    run = secrets.token_hex(8)
+    command = [str(python), "-m", "benchmarks.one", name, workload, *(["--smoke"] * smoke)]
+    environ = {**os.environ, MARK: run, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    started = time.time()
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
+        out, err = "", ""
+        result["unable"] = f"over {LIMIT_S} s"
+    finally:
+        _end(run)
+        process.wait()
+    result["took_s"] = round(time.time() - started, 1)
+    lines = [line for line in out.splitlines() if line.startswith("#result ")]
+    if lines:
+        return {**result, **json.loads(lines[-1].removeprefix("#result "))}
+    if "unable" not in result:
+        last = [line for line in err.splitlines() if line.strip()][-1:]
+        result["failed"] = last[0][:200] if last else f"exit code {process.returncode}"
+    return result
+
+
+def _hopeless(name: str, workload: str, so_far: list[Result]) -> str:
+    """Why a workload need not be tried: it failed in an earlier round, or a tenth of it took
+    so long that it cannot be done in time."""
+    for earlier in so_far:
+        if earlier["system"] != name:
+            continue
+        same = earlier["workload"] == workload
+        if same and ("unable" in earlier or "failed" in earlier):
+            return str(earlier.get("unable") or earlier.get("failed"))
+        smaller, most_s = SKIP_ABOVE_S.get(workload, ("", 0.0))
+        too_slow = "unable" in earlier or earlier.get("took_s", 0.0) > most_s
+        if earlier["workload"] == smaller and too_slow:
+            return f"over {LIMIT_S} s"
+    return ""
+
+
+def _end(run: str) -> None:
+    """Whatever is left of a run, by its mark: only what it has started itself."""
+    wanted = f"{MARK}={run}".encode()
+    for folder in Path("/proc").iterdir():
+        try:
+            if folder.name.isdigit() and wanted in (folder / "environ").read_bytes().split(b"\0"):
+                os.kill(int(folder.name), signal.SIGKILL)
+        except OSError:
+            continue  # it has ended meanwhile, or is another user's
+
+
+# ---------------------------------------------------------------- what comes out
+
+
+def _say(result: Result) -> None:
+    figures = result.get("figures", {})
+    shown = ", ".join(f"{value:.4g} {unit}" for unit, value in figures.items())
+    shown = shown or result.get("unable") or f"FAILED: {result.get('failed')}"
+    print(f"{result['round']} {result['workload']:13} {result['system']:13} {shown}", flush=True)
+
+
+def _write(
+    options: argparse.Namespace, results: list[Result], pythons: dict[str, Path], started: float
+) -> None:
+    whole = not (options.smoke or options.partial or options.quick)
+    folder = HERE if whole else HERE / ".out"
+    folder.mkdir(exist_ok=True)
+    versions = {name: version(python, name) for name, python in pythons.items()}
+    run = {
+        "machine": report.machine(),
+        "versions": versions,
+        "date": time.strftime("%Y-%m-%d", time.gmtime(started)),
+        "minutes": round((time.time() - started) / 60, 1),
+        "rounds": options.rounds,
+        "results": results,
+    }
+    (folder / "results.json").write_text(json.dumps(run, indent=1) + "\n")
+    (folder / "results.md").write_text(report.page(run))
+    print(f"written: {folder.relative_to(ROOT) / 'results.md'}")
+    if not options.smoke:
+        plot = environment("plot")
+        command = [str(plot), "-m", "benchmarks.plot", str(folder / "results.json")]
+        subprocess.run(command, cwd=ROOT, check=True)
+
+
+if __name__ == "__main__":
+    main()

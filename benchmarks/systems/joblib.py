@@ -1,0 +1,34 @@
+"""joblib with loky, its default: two worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from joblib import Parallel, delayed
+from joblib.externals.loky import get_reusable_executor
+
+
+class System:
+    def start(self) -> None:
+        self.parallel = Parallel(n_jobs=2)
+
+    def map_default(self, fn: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        return self.parallel(delayed(fn)(item) for item in items)
+
+    def map_best(self, fn: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        size = max(1, len(items) // 50)
+        return Parallel(n_jobs=2, batch_size=size)(delayed(fn)(item) for item in items)
+
+    def futures(self, fn: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        executor = get_reusable_executor(max_workers=2)
+        return [future.result() for future in [executor.submit(fn, item) for item in items]]
+
+    def submit(self, fn: Callable[..., Any], *args: Any) -> Any:
+        return get_reusable_executor(max_workers=2).submit(fn, *args)
+
+    def cancel(self, future: Any) -> None:
+        future.cancel()
+
+    def stop(self) -> None:
+        get_reusable_executor().shutdown(kill_workers=True)

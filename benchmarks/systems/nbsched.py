@@ -1,0 +1,47 @@
+"""nbsched: a private local cluster with one daemon of two kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from nbsched import Cluster, Future, LocalCluster
+
+
+class System:
+    def start(self) -> None:
+        self.cluster = LocalCluster(workers=1, cpus=2, progress="off")
+
+    def start_slow_among(self, daemons: int) -> int:
+        """Daemons with one kernel each; the pid of the one that is to be slow."""
+        self.cluster = LocalCluster(workers=daemons, cpus=1, progress="off")
+        while len(self.cluster.workers()) < daemons:
+            self.cluster.submit(abs, 1).result()
+        return self.cluster.pids()["workers"][-1]
+
+    def map_default(self, fn: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        return self.cluster.map(fn, items).result()
+
+    def futures(self, fn: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        return [future.result() for future in self.cluster.map(fn, items).futures()]
+
+    def submit(self, fn: Callable[..., Any], *args: Any) -> Future:
+        return self.cluster.submit(fn, *args)
+
+    def cancel(self, future: Future) -> None:
+        future.cancel()
+
+    def join(self) -> Cluster:
+        """A second client of the running cluster."""
+        settings = self.cluster.settings
+        known = {name: getattr(settings, name) for name in settings.__struct_fields__}
+        defaults = {field.name: field.default for field in msgspec.structs.fields(settings)}
+        return Cluster(**{k: v for k, v in known.items() if v != defaults[k]})
+
+    def leave(self, client: Cluster) -> None:
+        client.close()
+
+    def stop(self) -> None:
+        self.cluster.close()
