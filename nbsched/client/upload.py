@@ -36,6 +36,7 @@ from nbsched.transport import LogFullError
 log = logging.getLogger(__name__)
 
 _IN_FLIGHT_BYTES = 8 * 1024 * 1024
+_FIRST_ITEMS = 8192
 _FULL_RETRY_S = 1.0
 _STOP_S = 2.0
 """How long `stop` waits for blocks that are on their way."""
@@ -68,13 +69,18 @@ class Upload:
         self._stopped = False
         self._record = record
         self._function = function
-        self._packed = blocks.pack(items, session.settings.block_bytes, lambda: self._most_items)
+        self._packed = blocks.pack(items, session.settings.block_bytes, self._limit_items)
         self._number = 0
         self._count = 0
         self._revision = 0
         self._pending: deque[tuple[int, concurrent.futures.Future[None]]] = deque()
         self._in_flight = 0
         self.tracker: JobTracker | None = None
+
+    def _limit_items(self) -> int:
+        """Items of the next block. Until the job has begun they are few: the sooner the
+        first ones are there, the sooner they run."""
+        return self._most_items if self.tracker else min(self._most_items, _FIRST_ITEMS)
 
     # ------------------------------------------------------------ beginning
 

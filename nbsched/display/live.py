@@ -36,8 +36,8 @@ _LINGER_ROUNDS = 10
 class View(Protocol):
     """One picture of one job in one place. Where it can be clicked, it has ``dirty``."""
 
-    def draw(self, progress: Progress) -> None:
-        """Show this; the first call makes the view appear."""
+    def draw(self, progress: Progress) -> bool | None:
+        """Show this; the first call makes the view appear. True when a page was told."""
 
     def end(self, progress: Progress) -> bool | None:
         """Show the last state, which stays. True when clicks may still come: then the
@@ -54,6 +54,7 @@ class Live:
         self._resting: weakref.ref[Subject] | None = None
         """The job that has ended, but could run again; held weakly."""
         self._id = job.id
+        self._ended_as: Any = None
         self._view = view
         self._clock = clock
         self._due = clock() + after_s
@@ -63,47 +64,57 @@ class Live:
         self.appeared = False
         self.ended = False
 
-    def tick(self) -> None:
-        """Draw what is now, once it is time; ends by itself when the job has."""
+    def tick(self, *, only_ends: bool = False) -> bool:
+        """Draw what is now, once it is time; ends by itself when the job has.
+
+        Returns whether something was sent to a page.
+        """
         with self._lock:
             if self.ended or self._clock() < self._due:
-                return
+                return False
             if self._resting is not None:
-                self._look()
-            else:
-                self.flush()
+                return False if only_ends else self._look()
+            return self.flush(only_ends=only_ends)
 
-    def flush(self) -> None:
+    def flush(self, *, only_ends: bool = False) -> bool:
         """Draw now, whatever the clock says; for the last time when the job has ended."""
         with self._lock:
             job = self._job
             if self.ended or job is None:
-                return
+                return False
             try:
                 progress = job.progress
-                self.appeared = True
                 if progress.finished:
+                    self.appeared = True
                     self._end(progress)
-                else:
-                    self._run(self._view.draw, progress)
+                elif not only_ends:
+                    self.appeared = True
+                    return bool(self._run(self._view.draw, progress))
             except Exception:
                 self.ended = True
                 _log.debug("job %s is no longer displayed", self._id, exc_info=True)
+            return False
 
-    def _look(self) -> None:
-        """While resting: go on when the job runs again, or somebody clicked."""
+    def _look(self) -> bool:
+        """While resting: go on when the job runs or has run again, or somebody clicked."""
         job = self._resting() if self._resting is not None else None
         try:
             if job is None:
                 self._close()
-            elif not job.progress.finished:
+            elif job.progress != self._ended_as:
                 self.wake()
-                self.flush()
+                return self.flush()
             elif getattr(self._view, "dirty", False):
-                self._run(self._view.draw, job.progress)
+                return bool(self._run(self._view.draw, job.progress))
         except Exception:
             self.ended = True
             _log.debug("job %s is no longer displayed", self._id, exc_info=True)
+        return False
+
+    @property
+    def in_page(self) -> bool:
+        """Whether the view costs the front end a message with every change."""
+        return hasattr(self._view, "dirty")
 
     @property
     def resting(self) -> bool:
@@ -177,6 +188,7 @@ class Live:
         if goes_on and progress.finished and self._job is not None:
             self.ended = False
             self._resting = weakref.ref(self._job)
+            self._ended_as = progress
             self._job = None
 
     def _run(self, draw: Callable[[Any], T], progress: Any) -> T:
@@ -194,6 +206,7 @@ class Ticker:
         self._clock = clock
         self._lives: list[Live] = []
         self._lock = threading.Lock()
+        self._turn = 0
         self._thread: threading.Thread | None = None
 
     def add(self, job: Subject, view: View, *, after_s: float = 0.0) -> Live:
@@ -222,8 +235,12 @@ class Ticker:
         with self._lock:
             self._lives = [live for live in self._lives if not live.ended]
             lives = list(self._lives)
-        for live in lives:
-            live.tick()
+        # In a page one display is drawn at a time, in turn: several do not send more.
+        self._turn += 1
+        first = self._turn % len(lives) if lives else 0
+        sent = False
+        for live in lives[first:] + lives[:first]:
+            sent = live.tick(only_ends=sent and live.in_page) or sent
         return bool(lives)
 
     def _retire(self) -> bool:

@@ -75,19 +75,20 @@ class CellView:
     def dirty(self) -> bool:
         return self._scene.dirty
 
-    def draw(self, snapshot: Any) -> None:
+    def draw(self, snapshot: Any) -> bool:
         self._scene.dirty = False
         state = self._scene.state(snapshot)
         if self._panel is not None:
-            self._panel.show(state)
+            sent = self._panel.show(state)
             self._show_where_nobody_took_over(snapshot)
-            return
+            return sent
         if not self._tried:
             self._tried = True
             self._opened_at = time.monotonic()
             self._panel = open_panel(self._output.id, state, self._scene.act)
         if self._panel is None or not self._output.published:
             self._publish(snapshot)
+        return True
 
     def end(self, snapshot: Any) -> bool:
         """Show what stays. True when the view goes on listening for clicks."""

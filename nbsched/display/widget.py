@@ -72,9 +72,12 @@ class Panel:
         self._model.on_msg(self._received)
         _open[self._model.comm.comm_id] = self
 
-    def show(self, state: dict[str, Any]) -> None:
-        """Send a state; nothing travels when it is the same as before."""
-        self._model.state = state
+    def show(self, state: dict[str, Any]) -> bool:
+        """Send a state; nothing travels, and False is returned, when it is as before."""
+        changed = bool(self._model.state != state)
+        if changed:
+            self._model.state = state
+        return changed
 
     def view(self) -> dict[str, object]:
         """The representation for pages that do not find the static HTML."""

@@ -5,7 +5,6 @@ Both only as far as they exist on this host, which on one machine they do.
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from contextlib import suppress
@@ -45,8 +44,13 @@ class Workplace:
 
     def _forget_modules(self) -> None:
         """A new job reads its modules again: their files may have been edited."""
-        for name, module in localmodules.under(tuple(self._visited)):
+        # Before every job, so only at modules that came since this kernel began.
+        imported = sys.modules.keys() - self._own_modules
+        for name, module in localmodules.under(tuple(self._visited), imported):
             # Compiled ones cannot be loaded twice.
-            if name not in self._own_modules and str(module.__file__).endswith(".py"):
+            if str(module.__file__).endswith(".py"):
                 sys.modules.pop(name, None)
-        importlib.invalidate_caches()
+        for folder in self._visited:
+            finder = sys.path_importer_cache.get(folder)
+            if finder is not None and hasattr(finder, "invalidate_caches"):
+                finder.invalidate_caches()

@@ -17,6 +17,7 @@ from typing import TypeVar
 import msgspec
 
 from nbsched.leader import loader
+from nbsched.leader.earlyblocks import EarlyBlocks
 from nbsched.leader.election import RELIST_S
 from nbsched.leader.patience import answered, within
 from nbsched.model import (
@@ -81,6 +82,7 @@ class Watcher:
         self._inline: dict[JobId, bytes] = {}
         self._inline_bytes = 0
         self._revision = 0
+        self._early = EarlyBlocks()
 
     @property
     def members(self) -> set[WorkerId]:
@@ -97,7 +99,10 @@ class Watcher:
         self._inline_bytes -= len(self._inline.pop(job, b""))
 
     def feed_block(self, event: events.BlockStored) -> None:
-        self._feed_of(event.job, event)
+        if event.job in self._jobs or event.job in self._loading:
+            self._feed_of(event.job, event)
+        else:
+            self._early.add(event)
 
     # ------------------------------------------------------------ reading everything
 
@@ -268,11 +273,17 @@ class Watcher:
         revision = item.mod_revision
         if revision <= max(self._jobs_read_at, self._fed_at.get(record.id, 0)):
             return
-        brand_new = record.inline and item.create_revision == revision
+        early = self._early.take(record.id)
+        if record.id not in self._jobs and item.create_revision == revision:
+            brand_new = record.inline or early is not None
+        else:
+            brand_new = False
         if record.id in self._jobs or (brand_new and record.id not in self._loading):
             # Sealed, or nothing to rebuild.
             self._enter(record, revision)
             self._feed(events.JobAdded(record))
+            for event in early or ():
+                self._feed(event)
         else:
             await self._load(record, revision, asyncio.Semaphore())
 

@@ -10,7 +10,7 @@ import os
 import sys
 import sysconfig
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
@@ -92,15 +92,18 @@ def scan() -> list[ModuleType]:
     return [module for _, module in under(folders())]
 
 
-def under(paths: tuple[str, ...]) -> list[tuple[str, ModuleType]]:
-    """Imported modules whose file lies under one of these folders.
+def under(
+    paths: tuple[str, ...], names: Iterable[str] | None = None
+) -> list[tuple[str, ModuleType]]:
+    """Imported modules, or those of these names, whose file lies under one of the folders.
 
     Installed packages are importable on workers and travel by reference, even when
     the environment lies under the working directory.
     """
     roots = tuple(path.rstrip(os.sep) + os.sep for path in paths)
     found = []
-    for name, module in list(sys.modules.items()):
+    for name in list(sys.modules if names is None else names):
+        module = sys.modules.get(name)
         if name == "__main__" or name.partition(".")[0] == "nbsched":
             continue
         file = getattr(module, "__file__", None)

@@ -12,6 +12,9 @@ SHORT_S = 0.002
 MEDIUM_S = 0.1
 """Below this one waits there while the queue is long. When it is not, the last tasks wait
 here, where they can be given to whichever kernel or worker is free first."""
+_GROWTH = 8
+"""So many times larger at most: a first task may have been short by chance. What a kernel
+has and does not begin in time is taken back, so a mistake costs little."""
 _WEIGHT = 0.3
 _MOST = 65536
 
@@ -40,9 +43,9 @@ class Pace:
             self.task_s += _WEIGHT * (per_task - self.task_s)
 
     def completed(self) -> None:
-        """A hand-over is done: the next may be up to twice as large."""
+        """A hand-over is done: the next may be several times as large."""
         wanted = _MOST if not self.task_s else int(HAND_OVER_S / self.task_s)
-        self._chunk = max(1, min(wanted, 2 * self._chunk, _MOST))
+        self._chunk = max(1, min(wanted, _GROWTH * self._chunk, _MOST))
 
     def chunk(self, queued: int, slots: int) -> int:
         """Tasks for the next hand-over, when ``queued`` wait for ``slots`` kernels."""

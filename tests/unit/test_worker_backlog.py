@@ -133,15 +133,28 @@ def completed(pace: Pace, task_s: float) -> int:
     return count
 
 
-def test_hand_overs_begin_with_one_task_and_at_most_double() -> None:
+def test_hand_overs_begin_with_one_task_and_grow_in_steps() -> None:
     pace = Pace()
-    assert [completed(pace, 0.0001) for _ in range(8)] == [1, 2, 4, 8, 16, 32, 50, 50]
+    assert [completed(pace, 0.0001) for _ in range(4)] == [1, 8, 50, 50]
+    pace = Pace()
+    assert [completed(pace, 0.0000001) for _ in range(4)] == [1, 8, 64, 512]
 
 
 def test_long_tasks_travel_alone() -> None:
     pace = Pace()
     assert [completed(pace, 0.1) for _ in range(4)] == [1, 1, 1, 1]
-    assert not pace.short
+    assert not pace.keeps_spare(1000, 2)
+
+
+def test_a_spare_hand_over_is_kept_for_short_tasks_and_for_longer_ones_in_a_long_queue() -> None:
+    pace = Pace()
+    assert not pace.keeps_spare(1000, 2)
+    pace.measure(1, 0.001)
+    assert pace.keeps_spare(1, 2)
+    pace = Pace()
+    pace.measure(1, 0.05)
+    assert pace.keeps_spare(5, 2)
+    assert not pace.keeps_spare(4, 2)
 
 
 def test_hand_overs_shrink_when_tasks_become_long() -> None:

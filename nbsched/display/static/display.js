@@ -436,11 +436,14 @@ class Display {
     this.model = model;
     this.views = new Map();
     this.onChange = () => this.update();
+    this.onLife = () => this.rest();
     model.on("change:state", this.onChange);
+    // The kernel has gone (a restart, say), or is there again: then a state follows.
+    model.on("comm_live_update", this.onLife);
   }
 
   mount(element) {
-    if (this.views.has(element)) return;
+    if (this.resting || this.views.has(element)) return;
     const host = make("div", "nbsched-live");
     const saved = [...element.children];
     for (const child of saved) child.style.display = "none";
@@ -448,7 +451,16 @@ class Display {
     this.views.set(element, { view: new View(this.model, host), host, saved });
   }
 
+  rest() {
+    this.resting = true;
+    for (const element of [...this.views.keys()]) this.unmount(element);
+  }
+
   update() {
+    if (this.resting) {
+      this.resting = false;
+      adopt(document.body);
+    }
     // What an update has replaced in the page is not drawn any more. A cell that is only
     // scrolled out of sight comes back through the observer, and is drawn then.
     for (const [element, entry] of this.views) {
@@ -466,6 +478,7 @@ class Display {
 
   end() {
     this.model.off("change:state", this.onChange);
+    this.model.off("comm_live_update", this.onLife);
     for (const element of [...this.views.keys()]) this.unmount(element);
   }
 }
