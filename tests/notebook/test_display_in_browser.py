@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import nbformat
 import pytest
@@ -17,7 +17,7 @@ from support.jupyterlab import Notebook, Server
 
 OpenNotebook = Callable[..., Notebook]
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
-SUBSHELLS = "@jupyterlab/services-extension:kernel-settings"
+SUBSHELLS = "@jupyterlab/apputils-extension:kernels-settings"
 
 LONG = "mf = cluster.map(work, range(400))\n"
 
@@ -80,9 +80,7 @@ def check_cancel(notebook: Notebook) -> None:
 def test_retry_on_a_failed_row_turns_that_task_green_and_only_that(
     open_notebook: OpenNotebook, tmp_path: Path
 ) -> None:
-    call = (
-        f"mf = cluster.map(lambda x: fails_at_first(x, {str(tmp_path)!r}), range(15))\nmf.wait();"
-    )
+    call = f"mf = cluster.map(lambda x: fails_at_first(x, {str(tmp_path)!r}), range(15))\nmf"
     notebook = open_notebook(call, "print(mf[7].result(), [f.index for f in mf.failures()])")
     notebook.run(1)
     rows = notebook.live(1).locator("tbody")
@@ -99,13 +97,13 @@ def test_retry_on_a_failed_row_turns_that_task_green_and_only_that(
     assert "7 [2, 12]" in notebook.text(2)
     # The file says it as well.
     notebook.save()
-    assert "13 of 15 done" in html_of(notebook.path, 1).replace('<span style="opacity: 0.7">', "")
+    assert "13 of 15 done" in re.sub("<[^>]+>", "", html_of(notebook.path, 1))
 
 
 def test_a_traceback_opens_on_demand_and_by_keyboard(
     open_notebook: OpenNotebook, tmp_path: Path
 ) -> None:
-    call = f"mf = cluster.map(lambda x: fails_at_first(x, {str(tmp_path)!r}), range(5))\nmf.wait();"
+    call = f"mf = cluster.map(lambda x: fails_at_first(x, {str(tmp_path)!r}), range(5))\nmf"
     notebook = open_notebook(call)
     notebook.run(1)
     error = notebook.live(1).get_by_role("button", name="Traceback of task 2")
@@ -145,7 +143,7 @@ def test_a_reload_in_the_middle_of_a_job_goes_on_live(open_notebook: OpenNoteboo
     notebook.run(1)
     notebook.until(lambda: notebook.live(1).count() and notebook.now(1))
     notebook.save()
-    assert "running" in html_of(notebook.path, 1)
+    assert "As of " in html_of(notebook.path, 1)
 
     notebook.page.reload()
     notebook.ready()
@@ -197,9 +195,7 @@ def test_after_a_kernel_restart_attach_draws_the_live_job(open_notebook: OpenNot
 def test_saved_closed_and_reopened_a_notebook_shows_how_its_job_ended(
     open_notebook: OpenNotebook, lab: Server, tmp_path: Path
 ) -> None:
-    call = (
-        f"mf = cluster.map(lambda x: fails_at_first(x, {str(tmp_path)!r}), range(30))\nmf.wait();"
-    )
+    call = f"mf = cluster.map(lambda x: fails_at_first(x, {str(tmp_path)!r}), range(30))\nmf"
     notebook = open_notebook(call)
     notebook.run(1)
     notebook.until(lambda: notebook.live(1).count() and notebook.state(1) == "failed")
@@ -229,26 +225,32 @@ def export(path: Path) -> str:
 
 
 def test_a_job_of_100_000_tasks_keeps_the_page_quiet(open_notebook: OpenNotebook) -> None:
-    notebook = open_notebook("mf = cluster.map(abs, range(100_000))\nmf.wait()\nprint('end')")
+    job = "mf = cluster.map(lambda x: time.sleep(0.0001), range(100_000))\n"
+    notebook = open_notebook(job + "display(mf)\nmf.wait();")
     notebook.page.evaluate("() => { window.updates = []; window.longTasks = []; }")
 
     notebook.run(1)
-    notebook.until(lambda: "100,000 of 100,000 done" in notebook.text(1), 60)
+    notebook.until(lambda: "100,000 of 100,000 done" in notebook.text(1), 30)
 
     at: list[float] = notebook.page.evaluate("window.updates")
-    most = max(sum(start <= t < start + 1000 for t in at) for start in at)
+    most = max(sum(start <= t < start + 980 for t in at) for start in at)
     long_tasks: list[float] = notebook.page.evaluate("window.longTasks")
     print(f"messages {len(at)}, at most {most} in a second; long tasks {long_tasks} ms")
-    # A display begins with a model and an output, and ends with a last state of both.
-    assert most <= 5 + 3
+    # It begins with a model and an output, and ends with a last state of both.
+    assert len(at) > 10
+    assert most <= 5 + 2
+    middle = [t for t in at if at[0] + 1500 < t < at[-1] - 1500]
+    assert max(sum(start <= t < start + 980 for t in middle) for start in middle) <= 5
     assert max(long_tasks, default=0) < 200
 
 
 def test_the_end_of_a_task_is_seen_within_half_a_second(
     open_notebook: OpenNotebook, lab_cluster: LocalCluster
 ) -> None:
-    cells = "def end(x):\n    time.sleep(0.4)\n    return time.time()\nmf = cluster.map(end, range(24))\nmf"
-    notebook = open_notebook(cells, "print(*sorted(mf.result()))")
+    define = "def end(x):\n    time.sleep(0.4)\n    return time.time()\n"
+    notebook = open_notebook(
+        define + "mf = cluster.map(end, range(24))\nmf", "print(*sorted(mf.result()))"
+    )
     notebook.page.evaluate(WATCH_BAR)
 
     notebook.run(1)
@@ -291,12 +293,8 @@ def test_a_future_and_the_cluster_draw_themselves(open_notebook: OpenNotebook) -
 
     notebook.until(lambda: "✓ done" in notebook.text(1), 30)
     assert "<nbsched.Future" in notebook.text(2)
-    notebook.until(lambda: "2 of 2 CPUs" in notebook.text(3), 10)
-    assert "leads" in notebook.text(3)
-    assert "GiB" in notebook.text(3)
+    notebook.until(lambda: "2 of 2 CPUs" in notebook.live(3).inner_text(), 10)
+    for words in ("leads", "GiB", "of 400"):
+        assert words in notebook.live(3).inner_text()
     notebook.live(3).get_by_role("button", name="Cancel job work").first.click()
-    notebook.until(lambda: "⊘ cancelled" in notebook.text(3), 15)
-
-
-def accessible_names(view: Any) -> list[str]:
-    return [str(view.nth(i).get_attribute("aria-label")) for i in range(view.count())]
+    notebook.until(lambda: "⊘ cancelled" in notebook.live(3).inner_text(), 15)
