@@ -17,6 +17,7 @@ from nbsched.indexset import IndexSet
 from nbsched.messages import BlockRef
 from nbsched.model import JobId
 from nbsched.scheduler.commands import Command, RecallFromWorker, SendSlice
+from nbsched.scheduler.fleet import Fleet
 from nbsched.scheduler.job import Job
 from nbsched.scheduler.state import TARGET_S, State
 from nbsched.scheduler.workers import Worker
@@ -69,8 +70,8 @@ def _serve_starved(state: State) -> Iterator[Command]:
 
 
 def _least_loads(state: State) -> Iterator[float]:
-    for heap in state.loads.values():
-        top = heap.peek()
+    for fleet in state.fleets.values():
+        top = fleet.lightest.peek()
         if top is not None:
             yield top[0][1]
 
@@ -82,9 +83,10 @@ def _full(load: float) -> bool:
 
 def _worker_for(state: State, job: Job, *, full_is_fine: bool) -> Worker | None:
     """The least loaded worker that can run the job."""
-    heap = state.loads.get(job.record.python)
-    if heap is None:
+    fleet = state.fleets.get(job.record.python)
+    if fleet is None or fleet.largest < job.record.cpus:
         return None
+    heap = fleet.lightest
     too_small: list[Worker] = []
     found: Worker | None = None
     while (top := heap.peek()) is not None:
@@ -108,7 +110,8 @@ def _slice_size(state: State, job: Job, worker: Worker) -> int:
     room = (TARGET_S - state.load(worker)) * worker.cpus / seconds
     slots = max(1, worker.cpus // job.record.cpus)
     least = max(1, math.ceil(LEAST_SLICE_S * worker.cpus / seconds)) if job.task_s else slots
-    share = math.ceil(len(job.fresh) * worker.cpus / (2 * max(1, state.total_slots(worker.python))))
+    slots_there = state.fleets[worker.python].slots
+    share = math.ceil(len(job.fresh) * worker.cpus / (2 * max(1, slots_there)))
     return max(1, min(math.floor(room + 1e-6), max(least, share)))
 
 
@@ -144,31 +147,44 @@ def _blocks(job: Job, start: int, stop: int) -> tuple[BlockRef, ...]:
 
 
 def _recall(state: State, now: float) -> list[Command]:
-    """When a worker has free slots and nothing is queued, take back another's tail."""
-    if not any(w.usable and w.used_slots < w.cpus for w in state.workers.values()):
-        return []
-    commands: list[Command] = []
-    for worker in state.workers.values():
-        surplus = worker.used_slots - worker.cpus
-        if surplus <= 0 or worker.recalling or now < worker.no_recall_before:
-            continue
-        job_id = max(worker.tasks, key=lambda job: worker.tasks[job])
-        job = state.jobs[job_id]
-        if not _somebody_is_free(state, job, worker):
-            continue
-        count = max(1, min(surplus, worker.tasks[job_id] - 1) // 2)
-        ranges = job.assigned.get(worker.id, IndexSet()).tail(count)
-        if ranges:
-            worker.recalling = True
-            commands.append(RecallFromWorker(worker.id, job_id, job.with_rounds(ranges)))
-    return commands
+    """When workers have free slots and nothing is queued, take back the fullest ones' tails,
+    one for each that is free."""
+    return [
+        command
+        for fleet in state.fleets.values()
+        if fleet.idle
+        for command in _recall_in(state, fleet, now)
+    ]
 
 
-def _somebody_is_free(state: State, job: Job, but: Worker) -> bool:
-    return any(
-        other.usable
-        and other is not but
-        and other.python == job.record.python
-        and other.cpus - other.used_slots >= job.record.cpus
-        for other in state.workers.values()
-    )
+def _recall_in(state: State, fleet: Fleet, now: float) -> Iterator[Command]:
+    passed_over: list[Worker] = []
+    while len(fleet.recalling) < len(fleet.idle) and (top := fleet.fullest.peek()) is not None:
+        worker = state.workers[top[1]]
+        command = _recall_from(state, fleet, worker) if now >= worker.no_recall_before else None
+        if command is None:
+            fleet.fullest.discard(worker.id)
+            passed_over.append(worker)
+            continue
+        worker.recalling = True
+        state.refresh_worker(worker)
+        yield command
+    for worker in passed_over:
+        state.refresh_worker(worker)
+
+
+def _recall_from(state: State, fleet: Fleet, worker: Worker) -> Command | None:
+    """Half of what waits there of its largest job, if it could run on a free worker."""
+    job_id = max(worker.tasks, key=lambda job: worker.tasks[job])
+    job = state.jobs[job_id]
+    if job.record.cpus > 1 and not _fits_somewhere(state, fleet, job):
+        return None
+    surplus = worker.used_slots - worker.cpus
+    count = max(1, min(surplus, worker.tasks[job_id] - 1) // 2)
+    ranges = job.assigned.get(worker.id, IndexSet()).tail(count)
+    return RecallFromWorker(worker.id, job_id, job.with_rounds(ranges)) if ranges else None
+
+
+def _fits_somewhere(state: State, fleet: Fleet, job: Job) -> bool:
+    free = (state.workers[worker] for worker in fleet.idle)
+    return any(worker.cpus - worker.used_slots >= job.record.cpus for worker in free)

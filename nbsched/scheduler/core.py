@@ -94,9 +94,11 @@ def _job_deleted(state: State, job_id: JobId) -> list[Command]:
     job = state.jobs.pop(job_id, None)
     if job is None:
         return []
-    for worker in state.workers.values():
-        worker.forget(job_id)
-        state.refresh_worker(worker)
+    for worker_id in job.served:
+        worker = state.workers.get(worker_id)
+        if worker is not None:
+            worker.forget(job_id)
+            state.refresh_worker(worker)
     state.runnable.get(job.record.priority, {}).pop(job_id, None)
     state.starved.pop(job_id, None)
     return [ReleaseJob(job_id, tuple(job.served))]
@@ -223,7 +225,7 @@ def _worker_lost(state: State, worker_id: WorkerId) -> list[Command]:
     worker = state.workers.pop(worker_id, None)
     if worker is None:
         return []
-    state.loads[worker.python].discard(worker_id)
+    state.refresh_worker(worker)
     state.last_seq[worker_id] = worker.seq
     commands: list[Command] = []
     for job in list(state.jobs.values()):
@@ -331,6 +333,7 @@ def _tasks_recalled(state: State, event: events.TasksRecalled, now: float) -> li
         worker.recalling = False
         pause = RECALL_AGAIN_S if event.ranges else RECALL_PAUSE_S
         worker.no_recall_before = now + pause
+        state.refresh_worker(worker)
     job = state.jobs.get(event.job)
     if job is None:
         return []

@@ -356,16 +356,21 @@ class Job:
     def _unassign(self, start: int, stop: int, likely: WorkerId) -> None:
         """Nobody needs to run these tasks any more; ``likely`` is where they were."""
         self.publishing.remove(start, stop)
-        left = stop - start
-        for worker in (likely, *tuple(self.assigned)):
-            held = self.assigned.get(worker)
-            removed = held.remove(start, stop) if held is not None else []
-            if removed:
-                left -= sum(high - low for low, high in removed)
-                self.relieved.setdefault(worker, []).extend(removed)
-                self._forget_empty(worker)
-            if left == 0:
-                return
+        left = stop - start - self._take_from(likely, start, stop)
+        if left:
+            for worker in tuple(self.assigned):
+                left -= self._take_from(worker, start, stop)
+                if not left:
+                    return
+
+    def _take_from(self, worker: WorkerId, start: int, stop: int) -> int:
+        """How many of these tasks the worker held."""
+        held = self.assigned.get(worker)
+        removed = held.remove(start, stop) if held is not None else []
+        if removed:
+            self.relieved.setdefault(worker, []).extend(removed)
+            self._forget_empty(worker)
+        return sum(high - low for low, high in removed)
 
     def _forget_empty(self, worker: WorkerId) -> None:
         if not self.assigned[worker]:

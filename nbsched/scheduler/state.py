@@ -6,8 +6,8 @@ import heapq
 from dataclasses import dataclass, field
 
 from nbsched.model import JobId, WorkerId
+from nbsched.scheduler.fleet import Fleet
 from nbsched.scheduler.job import Job
-from nbsched.scheduler.loadheap import LoadHeap
 from nbsched.scheduler.workers import Worker
 
 TARGET_S = 0.5
@@ -23,8 +23,8 @@ class State:
     recovering: bool = True
     jobs: dict[JobId, Job] = field(default_factory=dict)
     workers: dict[WorkerId, Worker] = field(default_factory=dict)
-    loads: dict[str, LoadHeap] = field(default_factory=dict)
-    """Usable workers by load, one heap for each version of Python."""
+    fleets: dict[str, Fleet] = field(default_factory=dict)
+    """Usable workers, by their version of Python."""
     runnable: dict[int, dict[JobId, None]] = field(default_factory=dict)
     """Jobs with work to hand out, by priority, in turn."""
     starved: dict[JobId, None] = field(default_factory=dict)
@@ -35,9 +35,6 @@ class State:
     """Heap of the times at which delayed tasks are due; entries may be outdated."""
     next_wake: float | None = None
     """The time that was last asked for and has not come: there is one timer."""
-
-    def total_slots(self, python: str) -> int:
-        return sum(w.cpus for w in self.workers.values() if w.usable and w.python == python)
 
     def estimate(self, job: Job, worker: Worker) -> float:
         """Seconds per task, capped: an unknown or long task fills a slot."""
@@ -55,11 +52,11 @@ class State:
 
     def refresh_worker(self, worker: Worker) -> None:
         """Put the worker where it belongs among the loads."""
-        heap = self.loads.setdefault(worker.python, LoadHeap())
-        if worker.usable:
-            heap.set(worker.id, (worker.used_slots >= worker.cpus, self.load(worker)))
+        fleet = self.fleets.setdefault(worker.python, Fleet())
+        if worker.usable and worker.id in self.workers:
+            fleet.enter(worker, self.load(worker))
         else:
-            heap.discard(worker.id)
+            fleet.leave(worker.id)
 
     def refresh_job(self, job: Job) -> None:
         """Put the job where it belongs among those with work, keeping its turn."""

@@ -47,14 +47,13 @@ def explain_waiting(state: State, event: events.Event) -> list[Command]:
 
 
 def _why_waiting(state: State, job: Job) -> str:
-    usable = [worker for worker in state.workers.values() if worker.usable]
-    if not usable:
+    largest = {python: fleet.largest for python, fleet in state.fleets.items() if fleet.largest}
+    if not largest:
         return "no worker is there: start one with nbsched-worker"
-    matching = [worker for worker in usable if worker.python == job.record.python]
-    if not matching:
-        found = ", ".join(sorted({worker.python for worker in usable}))
+    if job.record.python not in largest:
+        found = ", ".join(sorted(largest))
         return f"needs a worker with Python {job.record.python}; there is Python {found}"
-    if all(worker.cpus < job.record.cpus for worker in matching):
-        most = max(worker.cpus for worker in matching)
+    most = largest[job.record.python]
+    if most < job.record.cpus:
         return f"a task needs {job.record.cpus} CPUs; the largest worker has {most}"
     return ""

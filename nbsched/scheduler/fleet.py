@@ -1,0 +1,74 @@
+"""The usable workers of one version of Python, indexed.
+
+So that no decision goes through all of them: the lightest and the fullest worker come
+from heaps, the number of slots from a count of sizes, of which there are few.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from nbsched.model import WorkerId
+from nbsched.scheduler.loadheap import LoadHeap
+from nbsched.scheduler.workers import Worker
+
+
+class Fleet:
+    """Entered and left by `State.refresh_worker` alone."""
+
+    def __init__(self) -> None:
+        self.lightest = LoadHeap()
+        self.fullest = LoadHeap()
+        """By negative load: workers that have more than fills their slots, and that are
+        not being asked to give some of it back."""
+        self.idle: set[WorkerId] = set()
+        """Workers with free slots."""
+        self.recalling: set[WorkerId] = set()
+        self.sizes: Counter[int] = Counter()
+        """Workers by their number of slots."""
+        self._cpus: dict[WorkerId, int] = {}
+
+    @property
+    def slots(self) -> int:
+        return sum(cpus * count for cpus, count in self.sizes.items())
+
+    @property
+    def largest(self) -> int:
+        """Slots of the largest worker; 0 when there is none."""
+        return max(self.sizes, default=0)
+
+    def enter(self, worker: Worker, load: float) -> None:
+        """Put a worker where it belongs now. ``load`` is in seconds per slot."""
+        if self._cpus.get(worker.id) != worker.cpus:
+            self._count_out(worker.id)
+            self._cpus[worker.id] = worker.cpus
+            self.sizes[worker.cpus] += 1
+        used = worker.used_slots
+        self.lightest.set(worker.id, (used >= worker.cpus, load))
+        if used < worker.cpus:
+            self.idle.add(worker.id)
+        else:
+            self.idle.discard(worker.id)
+        if worker.recalling:
+            self.recalling.add(worker.id)
+        else:
+            self.recalling.discard(worker.id)
+        if used > worker.cpus and not worker.recalling:
+            self.fullest.set(worker.id, (False, -load))
+        else:
+            self.fullest.discard(worker.id)
+
+    def leave(self, worker: WorkerId) -> None:
+        """It is lost, or drains."""
+        self._count_out(worker)
+        self.lightest.discard(worker)
+        self.fullest.discard(worker)
+        self.idle.discard(worker)
+        self.recalling.discard(worker)
+
+    def _count_out(self, worker: WorkerId) -> None:
+        cpus = self._cpus.pop(worker, None)
+        if cpus is not None:
+            self.sizes[cpus] -= 1
+            if not self.sizes[cpus]:
+                del self.sizes[cpus]
