@@ -26,7 +26,8 @@ def main(name: str, workload: str, smoke: bool) -> dict[str, Any]:
     except workloads.UnableError as reason:
         return {"unable": str(reason)}
     finally:
-        system.stop()
+        if vars(system):  # something of it was started
+            system.stop()
 
 
 def _measured(system: Any, workload: str, sizes: workloads.Sizes) -> dict[str, Any]:

@@ -111,7 +111,9 @@ def submit(system: Any, sizes: Sizes) -> Figures:
     """One task, there and back, again and again."""
     _need(system, "submit")
     _result(system.submit(negate, 1))
-    times = [_timed(lambda i=i: _result(system.submit(negate, -i)))[0] for i in range(sizes.submits)]
+    times = [
+        _timed(lambda i=i: _result(system.submit(negate, -i)))[0] for i in range(sizes.submits)
+    ]
     return {"p50 ms": _quantile(times, 0.5) * 1e3, "p99 ms": _quantile(times, 0.99) * 1e3}
 
 
@@ -221,7 +223,9 @@ def jobs(system: Any, sizes: Sizes) -> Figures:
     _need(system, "submit")
     with ThreadPoolExecutor(16) as threads:
         seconds, results = _timed(
-            lambda: list(threads.map(lambda i: _result(system.submit(negate, -i)), range(sizes.jobs)))
+            lambda: list(
+                threads.map(lambda i: _result(system.submit(negate, -i)), range(sizes.jobs))
+            )
         )
     assert results == list(range(sizes.jobs))
     return {"per s": sizes.jobs / seconds}

@@ -22,7 +22,7 @@ from nbsched.scheduler.job import Job
 from nbsched.scheduler.state import TARGET_S, State
 from nbsched.scheduler.workers import Worker
 
-LEAST_SLICE_S = 0.01
+LEAST_SLICE_S = 0.05
 """Not worth a message of its own: shrinking slices stop here, in seconds per slot."""
 RECALL_PAUSE_S = 0.05
 """Before a worker that had nothing to give back is asked again."""
@@ -158,10 +158,14 @@ def _recall(state: State, now: float) -> list[Command]:
 
 
 def _recall_in(state: State, fleet: Fleet, now: float) -> Iterator[Command]:
+    for worker_id in fleet.rested(now):
+        if (rested := state.workers.get(worker_id)) is not None:
+            rested.resting = False
+            state.refresh_worker(rested)
     passed_over: list[Worker] = []
     while len(fleet.recalling) < len(fleet.idle) and (top := fleet.fullest.peek()) is not None:
         worker = state.workers[top[1]]
-        command = _recall_from(state, fleet, worker) if now >= worker.no_recall_before else None
+        command = _recall_from(state, fleet, worker)
         if command is None:
             fleet.fullest.discard(worker.id)
             passed_over.append(worker)

@@ -332,7 +332,7 @@ def _tasks_recalled(state: State, event: events.TasksRecalled, now: float) -> li
     if worker is not None:
         worker.recalling = False
         pause = RECALL_AGAIN_S if event.ranges else RECALL_PAUSE_S
-        worker.no_recall_before = now + pause
+        state.fleets[worker.python].rest(worker, now + pause)
         state.refresh_worker(worker)
     job = state.jobs.get(event.job)
     if job is None:

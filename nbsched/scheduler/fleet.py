@@ -6,7 +6,9 @@ from heaps, the number of slots from a count of sizes, of which there are few.
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
+from collections.abc import Iterator
 
 from nbsched.model import WorkerId
 from nbsched.scheduler.loadheap import LoadHeap
@@ -27,6 +29,8 @@ class Fleet:
         self.sizes: Counter[int] = Counter()
         """Workers by their number of slots."""
         self._cpus: dict[WorkerId, int] = {}
+        self._resting: list[tuple[float, WorkerId]] = []
+        """Heap of the times at which workers may be asked again."""
 
     @property
     def slots(self) -> int:
@@ -53,10 +57,20 @@ class Fleet:
             self.recalling.add(worker.id)
         else:
             self.recalling.discard(worker.id)
-        if used > worker.cpus and not worker.recalling:
+        if used > worker.cpus and not (worker.recalling or worker.resting):
             self.fullest.set(worker.id, (False, -load))
         else:
             self.fullest.discard(worker.id)
+
+    def rest(self, worker: Worker, until: float) -> None:
+        """Ask it for nothing before that time."""
+        worker.resting = True
+        heapq.heappush(self._resting, (until, worker.id))
+
+    def rested(self, now: float) -> Iterator[WorkerId]:
+        """Those whose time has come."""
+        while self._resting and self._resting[0][0] <= now:
+            yield heapq.heappop(self._resting)[1]
 
     def leave(self, worker: WorkerId) -> None:
         """It is lost, or drains."""

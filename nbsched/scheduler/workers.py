@@ -27,7 +27,9 @@ class Worker:
     running: set[tuple[JobId, int]] = field(default_factory=set)
     """What ran at the last report: the suspects when the host is lost."""
     recalling: bool = False
-    no_recall_before: float = 0.0
+    """It has been asked for tasks, and has not answered."""
+    resting: bool = False
+    """It has answered, and is not asked again so soon."""
 
     @property
     def usable(self) -> bool:
