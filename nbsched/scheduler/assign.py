@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import islice
 
 from nbsched.indexset import IndexSet
 from nbsched.messages import BlockRef
@@ -26,6 +27,8 @@ LEAST_SLICE_S = 0.05
 """Not worth a message of its own: shrinking slices stop here, in seconds per slot."""
 RECALL_PAUSE_S = 0.05
 """Before a worker that had nothing to give back is asked again."""
+_REFUSALS = 8
+"""So many workers are looked at in vain before the search ends until the next step."""
 RECALL_AGAIN_S = 0.005
 """Before one that had is: whatever goes wrong, tasks cannot go to and fro without end."""
 
@@ -71,7 +74,7 @@ def _serve_starved(state: State) -> Iterator[Command]:
 
 def _least_loads(state: State) -> Iterator[float]:
     for fleet in state.fleets.values():
-        top = fleet.lightest.peek()
+        top = fleet.lightest()
         if top is not None:
             yield top[0][1]
 
@@ -84,24 +87,11 @@ def _full(load: float) -> bool:
 def _worker_for(state: State, job: Job, *, full_is_fine: bool) -> Worker | None:
     """The least loaded worker that can run the job."""
     fleet = state.fleets.get(job.record.python)
-    if fleet is None or fleet.largest < job.record.cpus:
+    top = None if fleet is None else fleet.lightest(job.record.cpus)
+    if top is None:
         return None
-    heap = fleet.lightest
-    too_small: list[Worker] = []
-    found: Worker | None = None
-    while (top := heap.peek()) is not None:
-        (_, load), worker_id = top
-        if _full(load) and not full_is_fine:
-            break
-        worker = state.workers[worker_id]
-        if worker.cpus >= job.record.cpus:
-            found = worker
-            break
-        too_small.append(worker)
-        heap.discard(worker_id)
-    for worker in too_small:
-        state.refresh_worker(worker)
-    return found
+    (_, load), worker_id = top
+    return None if _full(load) and not full_is_fine else state.workers[worker_id]
 
 
 def _slice_size(state: State, job: Job, worker: Worker) -> int:
@@ -162,18 +152,19 @@ def _recall_in(state: State, fleet: Fleet, now: float) -> Iterator[Command]:
         if (rested := state.workers.get(worker_id)) is not None:
             rested.resting = False
             state.refresh_worker(rested)
-    passed_over: list[Worker] = []
-    while len(fleet.recalling) < len(fleet.idle) and (top := fleet.fullest.peek()) is not None:
+    refusals = 0
+    while len(fleet.recalling) < len(fleet.idle) and refusals < _REFUSALS:
+        top = fleet.fullest.peek()
+        if top is None:
+            return
         worker = state.workers[top[1]]
         command = _recall_from(state, fleet, worker)
         if command is None:
-            fleet.fullest.discard(worker.id)
-            passed_over.append(worker)
-            continue
-        worker.recalling = True
-        state.refresh_worker(worker)
-        yield command
-    for worker in passed_over:
+            refusals += 1
+            fleet.rest(worker, now + RECALL_PAUSE_S)
+        else:
+            worker.recalling = True
+            yield command
         state.refresh_worker(worker)
 
 
@@ -190,5 +181,5 @@ def _recall_from(state: State, fleet: Fleet, worker: Worker) -> Command | None:
 
 
 def _fits_somewhere(state: State, fleet: Fleet, job: Job) -> bool:
-    free = (state.workers[worker] for worker in fleet.idle)
+    free = (state.workers[worker] for worker in islice(fleet.idle, _REFUSALS))
     return any(worker.cpus - worker.used_slots >= job.record.cpus for worker in free)

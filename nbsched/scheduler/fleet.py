@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from nbsched.model import WorkerId
-from nbsched.scheduler.loadheap import LoadHeap
+from nbsched.scheduler.loadheap import Load, LoadHeap
 from nbsched.scheduler.workers import Worker
 
 
@@ -19,7 +19,8 @@ class Fleet:
     """Entered and left by `State.refresh_worker` alone."""
 
     def __init__(self) -> None:
-        self.lightest = LoadHeap()
+        self._lightest: dict[int, LoadHeap] = {}
+        """By size, since a wide task fits only on large workers."""
         self.fullest = LoadHeap()
         """By negative load: workers that have more than fills their slots, and that are
         not being asked to give some of it back."""
@@ -41,6 +42,11 @@ class Fleet:
         """Slots of the largest worker; 0 when there is none."""
         return max(self.sizes, default=0)
 
+    def lightest(self, cpus: int = 1) -> tuple[Load, WorkerId] | None:
+        """The worker of at least this size with the least to do, and its load."""
+        tops = [heap.peek() for size, heap in self._lightest.items() if size >= cpus]
+        return min((top for top in tops if top is not None), default=None)
+
     def enter(self, worker: Worker, load: float) -> None:
         """Put a worker where it belongs now. ``load`` is in seconds per slot."""
         if self._cpus.get(worker.id) != worker.cpus:
@@ -48,7 +54,8 @@ class Fleet:
             self._cpus[worker.id] = worker.cpus
             self.sizes[worker.cpus] += 1
         used = worker.used_slots
-        self.lightest.set(worker.id, (used >= worker.cpus, load))
+        heap = self._lightest.setdefault(worker.cpus, LoadHeap())
+        heap.set(worker.id, (used >= worker.cpus, load))
         if used < worker.cpus:
             self.idle.add(worker.id)
         else:
@@ -75,7 +82,6 @@ class Fleet:
     def leave(self, worker: WorkerId) -> None:
         """It is lost, or drains."""
         self._count_out(worker)
-        self.lightest.discard(worker)
         self.fullest.discard(worker)
         self.idle.discard(worker)
         self.recalling.discard(worker)
@@ -83,6 +89,7 @@ class Fleet:
     def _count_out(self, worker: WorkerId) -> None:
         cpus = self._cpus.pop(worker, None)
         if cpus is not None:
+            self._lightest[cpus].discard(worker)
             self.sizes[cpus] -= 1
             if not self.sizes[cpus]:
-                del self.sizes[cpus]
+                del self.sizes[cpus], self._lightest[cpus]

@@ -97,3 +97,14 @@ def test_when_one_is_idle_one_of_the_others_is_asked(monkeypatch: pytest.MonkeyP
         fleet = cluster.state.fleets["3.11"]
         assert len(fleet.recalling) <= max(1, len(fleet.idle))
         assert cluster.touched <= 4 + 2 * len(asked)
+
+
+def test_a_free_worker_that_nothing_fits_on_costs_no_search(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster = _Counted(300, 0, monkeypatch)
+    cluster.feed(events.WorkerJoined(WorkerId("small"), 1, "3.11", False))
+    cluster.feed(events.JobAdded(job_record("wide", total=10**5, cpus=4)))
+    assert {each.worker for each in cluster.slices} == {WorkerId(f"w{n}") for n in range(300)}
+    cluster.feed(events.TimePassed())
+    assert cluster.touched <= 20
