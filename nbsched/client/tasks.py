@@ -133,18 +133,22 @@ def _row(store: ResultStore, log: TaskLog, index: int) -> TaskRow:
     run, end = log.run(index), log.end(index)
     report = _report(store, log, index)
     error = "" if report is None else _one_line(report)
+    # Attempts are counted anew when a user retries; people count on.
+    earlier = store.round(index)
     if state is TaskState.PENDING:
         if run is not None:
             return TaskRow(
                 index=index,
                 state="running",
-                attempt=run.attempt,
+                attempt=earlier + run.attempt,
                 worker=run.worker,
                 elapsed_s=run.elapsed_s,
                 error=error,
             )
         name = "retrying" if store.is_retrying(index) else "queued"
-        attempt = end.outcome.attempt if end is not None and name == "retrying" else 0
+        attempt = earlier
+        if end is not None and name == "retrying":
+            attempt += end.outcome.attempt
         return TaskRow(index=index, state=name, attempt=attempt, error=error)
     segment = store.segment(index)
     outcome = None if segment is None else segment.outcome
@@ -152,7 +156,7 @@ def _row(store: ResultStore, log: TaskLog, index: int) -> TaskRow:
     return TaskRow(
         index=index,
         state=_NAMES[state],
-        attempt=outcome.attempt if outcome is not None else 0,
+        attempt=earlier + (outcome.attempt if outcome is not None else 0),
         worker=end.worker if end is not None and end.outcome is outcome else "",
         elapsed_s=outcome.elapsed_s if outcome is not None and alone else None,
         error=error,

@@ -151,6 +151,7 @@ class JobScene:
             "page": self._page,
             "pages": pages,
             "where": f"{number(start + 1)} to {number(start + len(indices))} of {number(count)}",
+            "empty": "too short to be listed" if counts[self._tab] else "none now",
             "rows": [self._row(tasks, tasks.row(index)) for index in indices],
         }
 

@@ -9,13 +9,7 @@ from typing import Any
 import pytest
 
 from nbsched import LocalCluster
-from nbsched.settings import Settings
-from support.jupyterlab import Notebook, Server, browser, chromium_path
-
-_NAMES = (
-    "namespace", "etcd_user", "etcd_password", "nats_user", "nats_password", "nats_token",
-    "key_file", "shared_folder",
-)  # fmt: skip
+from support.jupyterlab import Notebook, Server, browser, chromium_path, environ_of
 
 OpenNotebook = Callable[..., Notebook]
 
@@ -28,13 +22,6 @@ def needed() -> str | None:
         if importlib.util.find_spec(module) is None:
             return f"{module} is not installed: pip install --group dev"
     return None
-
-
-def environ_of(settings: Settings) -> dict[str, str]:
-    """What makes ``Cluster()`` join this cluster."""
-    values = {name: getattr(settings, name) for name in _NAMES}
-    values |= {"etcd": ",".join(settings.etcd), "nats": ",".join(settings.nats), "local": "true"}
-    return {f"NBSCHED_{name.upper()}": str(value) for name, value in values.items() if value}
 
 
 @pytest.fixture(scope="session")
@@ -117,8 +104,9 @@ window.WebSocket = class extends Socket {
     this.addEventListener("message", (event) => {
       const head = typeof event.data === "string"
         ? event.data : new TextDecoder().decode(event.data.slice(0, 3000));
-      if (/"msg_type": ?"(comm_msg|update_display_data|display_data)"/.test(head)) {
-        window.updates.push(performance.now());
+      const kind = head.match(/"msg_type": ?"(\\w+)"/);
+      if (kind && /^comm_|display_data$/.test(kind[1])) {
+        window.updates.push([kind[1], performance.now()]);
       }
     });
   }

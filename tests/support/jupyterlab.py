@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import nbformat
 
+from nbsched.settings import Settings
 from support.conditions import until
 
 T = TypeVar("T")
@@ -31,6 +32,19 @@ SETTINGS = {
     "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
     "@jupyterlab/docmanager-extension:plugin": {"autosave": False},
 }
+
+
+_NAMES = (
+    "namespace", "etcd_user", "etcd_password", "nats_user", "nats_password", "nats_token",
+    "key_file", "shared_folder",
+)  # fmt: skip
+
+
+def environ_of(settings: Settings) -> dict[str, str]:
+    """What makes ``Cluster()`` join this cluster."""
+    values = {name: getattr(settings, name) for name in _NAMES}
+    values |= {"etcd": ",".join(settings.etcd), "nats": ",".join(settings.nats), "local": "true"}
+    return {f"NBSCHED_{name.upper()}": str(value) for name, value in values.items() if value}
 
 
 class Server:
@@ -232,4 +246,4 @@ def chromium_path() -> str | None:
     return None
 
 
-__all__ = ["Notebook", "Server", "browser", "chromium_path"]
+__all__ = ["Notebook", "Server", "browser", "chromium_path", "environ_of"]

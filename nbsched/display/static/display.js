@@ -232,7 +232,9 @@ class View {
     keyed(table, state.rows, (row) => row.index, create, (node, row) => {
       this.updateRow(node, row);
     });
-    area.querySelector(".empty").hidden = state.rows.length > 0;
+    const empty = area.querySelector(".empty");
+    empty.hidden = state.rows.length > 0;
+    say(empty, state.empty);
     pager.hidden = state.pages < 2;
     const [previous, where, next] = pager.children;
     updateButton(previous, { label: "‹", spoken: "previous page", enabled: state.page > 0 });
@@ -251,7 +253,7 @@ class View {
       cell.scope = "col";
       head.append(cell);
     }
-    scroll.append(table, make("div", "empty", "none now"));
+    scroll.append(table, make("div", "empty"));
     const pager = make("div", "pager");
     pager.append(
       button("act small", () => this.send({ do: "page", by: -1 })),
