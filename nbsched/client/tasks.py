@@ -17,7 +17,7 @@ from nbsched.client.progress import TaskRow, TaskSnapshot
 from nbsched.client.results import ResultStore, TaskState
 from nbsched.client.tasklog import TaskLog
 from nbsched.client.tracker import JobTracker
-from nbsched.messages import ErrorReport
+from nbsched.messages import ErrorReport, Outcome
 
 Kind = Literal["failed", "running", "cancelled"]
 
@@ -157,10 +157,15 @@ def _row(store: ResultStore, log: TaskLog, index: int) -> TaskRow:
         index=index,
         state=_NAMES[state],
         attempt=earlier + (outcome.attempt if outcome is not None else 0),
-        worker=end.worker if end is not None and end.outcome is outcome else "",
+        worker=end.worker if end is not None and _same_run(end.outcome, outcome) else "",
         elapsed_s=outcome.elapsed_s if outcome is not None and alone else None,
         error=error,
     )
+
+
+def _same_run(one: Outcome, other: Outcome | None) -> bool:
+    """The same outcome may have been read twice, by different readers."""
+    return other is not None and (one.round, one.attempt) == (other.round, other.attempt)
 
 
 def _report(store: ResultStore, log: TaskLog, index: int) -> ErrorReport | None:

@@ -33,6 +33,7 @@ _GREEN = "var(--jp-success-color1, #388e3c)"
 _RED = "var(--jp-error-color1, #d32f2f)"
 _GREY = "rgba(128, 128, 128, 0.8)"
 _MOST_TRACEBACK = 4_000
+_PALE = "rgba(128, 128, 128, 0.5)"
 _FAINT = "rgba(128, 128, 128, 0.26)"
 
 
@@ -54,7 +55,7 @@ _FILLS = {
     "failed": _paint(
         "#d32f2f", f"{_stripes('transparent', 'rgba(0, 0, 0, 0.28)', 135, 2)}, {_RED}"
     ),
-    "cancelled": _paint("#9e9e9e", _stripes(_GREY, "transparent", 90, 2)),
+    "cancelled": _paint("#9e9e9e", _stripes(_GREY, _PALE, 135, 3)),
     "running": _paint("#90caf9", _stripes(_BLUE, _FAINT, 45, 3)),
     "retrying": _paint("#ef9a9a", _stripes(_RED, _FAINT, 90, 3)),
     "queued": _paint(_FAINT, _FAINT),

@@ -73,8 +73,12 @@ def total_words(progress: Progress) -> str:
 
 
 def percent(progress: Progress) -> int | None:
-    """Tasks that ended, rounded down: 100 means the end. None while more may come."""
-    if progress.total is None:
+    """Tasks that ended, rounded down: 100 means that all is well.
+
+    None while more may come, and for a job that has not ended well: that 100 % of its
+    tasks have ended is not what anybody would read there.
+    """
+    if progress.total is None or progress.state in ("failed", "cancelled"):
         return None
     return 100 if progress.finished else progress.done * 100 // progress.total
 

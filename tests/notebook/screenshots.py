@@ -141,7 +141,7 @@ def take(server: Server, chromium: object, name: str, mode: str) -> None:
     arrange(notebook)
     page.mouse.move(640, 880)
     page.wait_for_timeout(300)
-    notebook.cell(1).locator(".jp-OutputArea-output").first.screenshot(
+    notebook.cell(1).locator(".jp-OutputArea-output").last.screenshot(
         path=str(IMAGES / f"{name}-{mode}.png")
     )
     print(name, mode)
