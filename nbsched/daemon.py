@@ -36,6 +36,7 @@ from nbsched.servers import Servers
 from nbsched.settings import Settings, load
 from nbsched.storage import Absent, CreatedAt, Delete, Lease, Put, Store
 from nbsched.transport import Bus
+from nbsched.transport.loopback import LoopbackBus
 from nbsched.worker.cpus import usable_cpus
 from nbsched.worker.service import WorkerService
 
@@ -64,7 +65,8 @@ class Daemon:
         host = socket.gethostname()
         worker_id = new_worker_id(host)
         servers = await Servers.connect(settings, name=f"nbsched-worker {worker_id}")
-        names, key, store, bus = servers.names, servers.key, servers.store, servers.bus
+        names, key, store = servers.names, servers.key, servers.store
+        bus = LoopbackBus(servers.bus)  # who leads commands itself, too
         record = WorkerRecord(
             id=worker_id,
             host=host,

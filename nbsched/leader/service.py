@@ -1,7 +1,7 @@
 """One term of leadership: feeds the scheduler with events and carries out its commands.
 
-The scheduler's state is touched by one task only (`_schedule`); everything else puts
-events into its queue. When anything here fails, or the lease is not trusted any
+The scheduler's state is touched in one place only (`_schedule`), one event after another,
+without waiting for anything. When anything here fails, or the lease is not trusted any
 more, the term is over (`LeadershipLostError`) and the next leader rebuilds everything
 from the store and the logs.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Coroutine
 from contextlib import aclosing, suppress
 from functools import partial
@@ -70,7 +71,10 @@ class LeaderService:
         self._wire = Wire(key, names)
         self._decoder = loader.LogDecoder(self._wire)
         self._state = State()
-        self._queue: asyncio.Queue[events.Event] = asyncio.Queue()
+        self._queue: deque[events.Event] = deque()
+        self._stepping = False
+        self._ready = False
+        """Everything has been read: events are acted upon as they come."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._position = 0
@@ -124,7 +128,8 @@ class LeaderService:
         self._feed_ripe_reports()
         self._start(self._watcher.follow())
         self._start(self._read_inputs(inputs_position))
-        self._start(self._schedule())
+        self._ready = True
+        self._schedule()
         self._start(self._read_results(self._position))
         self._start(self._recover())
 
@@ -146,7 +151,10 @@ class LeaderService:
             await asyncio.sleep(TRUST_CHECK_S)
 
     def _feed(self, event: events.Event) -> None:
-        self._queue.put_nowait(event)
+        """Act upon an event, behind those that are there already. Never raises."""
+        self._queue.append(event)
+        if self._ready and not self._stepping:
+            self._schedule()
 
     # ------------------------------------------------------------ what comes in
 
@@ -225,14 +233,22 @@ class LeaderService:
 
     # ------------------------------------------------------------ scheduling
 
-    async def _schedule(self) -> None:
-        while True:
-            event = await self._queue.get()
-            self._leadership.check()
-            if isinstance(event, events.WorkerLost):
-                self._close_outbox(event.worker)
-            for command in step(self._state, event, time.monotonic()):
-                self._carry_out(command)
+    def _schedule(self) -> None:
+        """Empty the queue. What a command feeds meanwhile comes behind the rest."""
+        self._stepping = True
+        try:
+            while self._queue and not self._failed.done():
+                event = self._queue.popleft()
+                self._leadership.check()
+                if isinstance(event, events.WorkerLost):
+                    self._close_outbox(event.worker)
+                for command in step(self._state, event, time.monotonic()):
+                    self._carry_out(command)
+        except Exception as error:  # the term is over
+            if not self._failed.done():
+                self._failed.set_exception(error)
+        finally:
+            self._stepping = False
 
     def _carry_out(self, command: commands.Command) -> None:
         match command:

@@ -12,6 +12,7 @@ import pytest
 
 from nbsched.settings import Settings
 from nbsched.transport import Bus, LogEntry
+from nbsched.transport.loopback import LoopbackBus
 from nbsched.transport.memory import MemoryBus, MemoryBusServer
 from nbsched.transport.nats import NatsBus
 from support.nats import NatsServer
@@ -72,13 +73,14 @@ class Place:
         await asyncio.gather(*appends)
 
 
-@pytest.fixture(params=["memory", "nats"])
+@pytest.fixture(params=["memory", "nats", "loopback"])
 def place(request: pytest.FixtureRequest, namespace: str) -> Place:
-    if request.param == "memory":
+    if request.param in ("memory", "loopback"):
         server = MemoryBusServer()
 
         async def join() -> Bus:
-            return MemoryBus(server)
+            bus = MemoryBus(server)
+            return bus if request.param == "memory" else LoopbackBus(bus)
 
         return Place(join, namespace)
 
