@@ -93,8 +93,9 @@ class CellView:
     def end(self, snapshot: Any) -> bool:
         """Show what stays. True when the view goes on listening for clicks."""
         self._scene.dirty = False
-        goes_on = self._panel is not None and self._scene.goes_on(snapshot)
-        if self._panel is not None:
+        able = self._panel is not None and snapshot.finished
+        goes_on = able and self._scene.goes_on(snapshot)
+        if goes_on and self._panel is not None:  # else the static view says it all
             self._panel.show(self._scene.state(snapshot))
         self._in_output = False
         self._publish(snapshot)

@@ -237,7 +237,7 @@ def test_a_job_of_100_000_tasks_keeps_the_page_quiet(open_notebook: OpenNotebook
     most = max(sum(start <= t < start + 980 for t in at) for start in at)
     long_tasks: list[float] = notebook.page.evaluate("window.longTasks")
     print(f"messages {len(at)}, at most {most} in a second; long tasks {long_tasks} ms")
-    # It begins with a model and an output, and ends with a last state of both.
+    # It ends with two more: the output without the live view, and the model's end.
     assert len(at) > 10
     assert most <= 5 + 2
     middle = [t for t in at if at[0] + 1500 < t < at[-1] - 1500]
