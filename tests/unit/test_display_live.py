@@ -372,3 +372,85 @@ def test_a_bundle_always_has_text_and_html(views: Views) -> None:
     assert set(bundle) == {"text/plain", "text/html"}
     assert "10/10 done" in str(bundle["text/plain"])
     assert "&lt;b&gt;" in str(bundle["text/html"])
+
+
+# ------------------------------------------------------------ after the end
+
+
+class Clickable(Recorder):
+    """A view in a page: it goes on listening when the job could run again."""
+
+    dirty = False
+    closed = False
+
+    def end(self, progress: Progress) -> bool:
+        super().end(progress)
+        return True
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_clickable_view_goes_on_when_its_job_runs_again(clock: Clock) -> None:
+    job, view = Job(ended=10), Clickable()
+    shown = Live(job, view, clock, 0.0)
+    shown.tick()
+    shown.tick()
+    assert (view.ended, view.drawn, shown.ended) == ([10], [], False)
+
+    job.ended = 9
+    shown.tick()
+    job.ended = 10
+    shown.tick()
+
+    assert (view.drawn, view.ended) == ([9], [10, 10])
+
+
+def test_a_resting_view_is_drawn_after_a_click_only(clock: Clock) -> None:
+    job, view = Job(ended=10), Clickable()
+    shown = Live(job, view, clock, 0.0)
+    shown.tick()
+
+    view.dirty = True
+    shown.tick()
+
+    assert view.drawn == [10]
+
+
+def test_a_resting_view_does_not_keep_its_job(clock: Clock) -> None:
+    job, view = Job(ended=10), Clickable()
+    gone = weakref.ref(job)
+    shown = Live(job, view, clock, 0.0)
+    shown.tick()
+
+    del job
+    gc.collect()
+    shown.tick()
+
+    assert gone() is None
+    assert shown.ended
+    assert view.closed
+
+
+def test_several_displays_in_a_page_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Page(Recorder):
+        dirty = False
+
+        def draw(self, progress: Progress) -> bool:  # type: ignore[override]
+            super().draw(progress)
+            return True
+
+    ticker = Ticker(refresh_s=0.2)
+    views = [Page() for _ in range(3)]
+    jobs = [Job() for _ in views]
+    monkeypatch.setattr(ticker, "_thread", threading.current_thread())  # ticks come from here
+    for job, view in zip(jobs, views, strict=True):
+        ticker.add(job, view)
+
+    drawn = []
+    for _ in range(3):
+        ticker._tick()
+        drawn.append(sum(len(view.drawn) for view in views))
+
+    assert drawn == [1, 2, 3]
+    assert [len(view.drawn) for view in views] == [1, 1, 1]
