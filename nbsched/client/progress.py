@@ -56,8 +56,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def rate(self) -> float:
-        """Tasks ended per second since the start."""
-        return self.done / self.elapsed_s if self.elapsed_s > 0 else 0.0
+        """Tasks that ran to their end per second, since the start."""
+        return (self.ok + self.failed) / self.elapsed_s if self.elapsed_s > 0 else 0.0
 
     @property
     def eta_s(self) -> float | None:

@@ -86,7 +86,7 @@ def percent(progress: Progress) -> int | None:
 def pace(progress: Progress) -> dict[str, str]:
     """``rate``, ``elapsed`` and ``left`` in words, as far as each can be said."""
     words = {}
-    if progress.done and progress.elapsed_s > 0:
+    if progress.ok + progress.failed and progress.elapsed_s > 0:
         words["rate"] = rate(progress.rate)
     if progress.elapsed_s > 0:
         words["elapsed"] = duration(progress.elapsed_s, exact=progress.finished)
