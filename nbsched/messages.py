@@ -237,6 +237,10 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
             this one included.
         first_started_at: RETRY only: epoch seconds of the round's first attempt.
         file: where the bytes lie in the shared folder; then the message has none of them.
+        output: bytes of UTF-8 text that the task has printed to stdout and stderr, cut to
+            its two ends. They follow the result's, also when those lie in a file. An
+            outcome with output speaks of one task.
+        printed: characters of both, before cutting.
     """
 
     start: int
@@ -251,11 +255,13 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
     crashes: int = 0
     first_started_at: float | None = None
     file: str = ""
+    output: tuple[int, int] = (0, 0)
+    printed: tuple[int, int] = (0, 0)
 
     @property
     def body_bytes(self) -> int:
         """Bytes that the outcome takes in its message."""
-        return 0 if self.file else sum(self.sizes)
+        return (0 if self.file else sum(self.sizes)) + self.output[0] + self.output[1]
 
 
 class OutcomeBatch(msgspec.Struct, frozen=True, array_like=True):

@@ -116,6 +116,19 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
 
     # ------------------------------------------------------------ for users
 
+    @property
+    def stdout(self) -> str:
+        """What the task has printed, once it has ended; of more than 64 Ki characters the
+        first 16 Ki and the last 48 Ki. After ``retry()`` that of the new attempt."""
+        ended = self._tracker.outcome(self.index)
+        return "" if ended is None else ended.stdout
+
+    @property
+    def stderr(self) -> str:
+        """The same of stderr, where ``logging`` and ``warnings`` write."""
+        ended = self._tracker.outcome(self.index)
+        return "" if ended is None else ended.stderr
+
     def cancel(self) -> bool:
         """Stop the task, queued or running. False when it has already ended.
 

@@ -43,7 +43,7 @@ _FINAL = {
 class Segment:
     """The bytes of one outcome, and their values once somebody has asked for them."""
 
-    __slots__ = ("_folder", "_job", "_outcome", "_plain", "_raw", "_values")
+    __slots__ = ("_folder", "_job", "_outcome", "_output", "_plain", "_raw", "_values")
 
     def __init__(
         self, outcome: Outcome, raw: memoryview, job: str, folder: SharedFolder | None
@@ -51,7 +51,10 @@ class Segment:
         self._job = job
         self._folder = folder
         self._outcome = outcome
-        self._raw: memoryview | None = raw
+        printed = sum(outcome.output)
+        # A copy: the text must not keep the message it came in.
+        self._output = bytes(raw[len(raw) - printed :]) if printed else b""
+        self._raw: memoryview | None = raw[: len(raw) - printed] if printed else raw
         self._values: list[Any] | None = None
         self._plain = outcome.encoding is Encoding.SCALARS and not outcome.file
         """None of the values is to be raised."""
@@ -88,6 +91,15 @@ class Segment:
     @property
     def outcome(self) -> Outcome:
         return self._outcome
+
+    @property
+    def stdout(self) -> str:
+        """What the task has printed; in a long text its middle is left out."""
+        return self._output[: self._outcome.output[0]].decode(errors="replace")
+
+    @property
+    def stderr(self) -> str:
+        return self._output[self._outcome.output[0] :].decode(errors="replace")
 
     @property
     def report(self) -> ErrorReport | None:

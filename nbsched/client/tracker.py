@@ -126,7 +126,8 @@ class JobTracker:
                     self._arrivals.append((start, stop))
                     resolved += self._live_futures(start, stop)
                 if worker is not None:
-                    self.tasks.ended(worker, outcome, view[at : at + size], len(self._store))
+                    own = view[at : at + size - sum(outcome.output)]
+                    self.tasks.ended(worker, outcome, own, len(self._store))
                 at += size
             self._check_end()
             self.changed.notify_all()

@@ -19,6 +19,7 @@ from nbsched.kernel.disturbances import Disturbances
 from nbsched.kernel.interrupts import Interrupts
 from nbsched.kernel.jobs import Items, LoadedJob, SharedFile
 from nbsched.kernel.outbox import Outbox
+from nbsched.kernel.output import Output
 from nbsched.kernel.protocol import (
     DropBlock,
     DropJob,
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _show_output_at_once() -> None:
-    """What a task printed before it crashed must have left the process by then."""
+    """What goes past our own streams (``sys.__stdout__``) must not wait for a crash."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True)
@@ -66,7 +67,8 @@ class Kernel:
         self._state = state
         self._disturbances = Disturbances()
         self._interrupts = Interrupts(state, self._disturbances)
-        self._outbox = Outbox(connection)
+        self._output = Output(state, self._disturbances)
+        self._outbox = Outbox(connection, self._output)
         self._jobs: dict[JobId, LoadedJob] = {}
         self._runner: TaskRunner | None = None
         self._folder: SharedFolder | None = None
@@ -103,7 +105,7 @@ class Kernel:
         if home.shared_folder is not None:
             self._outbox.folder = self._folder = SharedFolder(home.shared_folder)
         self._runner = TaskRunner(
-            home, self._state, self._interrupts, self._disturbances, self._outbox
+            home, self._state, self._interrupts, self._disturbances, self._outbox, self._output
         )
 
     def _source(self, attachment: bytes, file: str, nbytes: int) -> bytes | SharedFile:
@@ -115,5 +117,6 @@ class Kernel:
     def _run(self, batch: RunTasks) -> None:
         assert self._runner is not None, "the daemon says Hello first"
         self._interrupts.install()  # a task may have set a handler of its own
+        self._output.install()
         self._runner.run(self._jobs[batch.job], batch)
         self._outbox.flush()

@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from nbsched.kernel import protocol
+from nbsched.kernel.output import Output, Printed
 from nbsched.kernel.protocol import Finished, Frame, RunTasks, Skipped
 from nbsched.messages import Encoding, Outcome, OutcomeState
 from nbsched.payload import frames, pickling
@@ -84,19 +85,45 @@ class _Single:
     run: int
     outcome: Outcome
     body: bytes
+    printed: Printed | None = None
 
     def take(self) -> tuple[int, Outcome, list[bytes], str] | None:
-        return self.run, self.outcome, [self.body], ""
+        printed = self.printed
+        if printed is None:
+            return self.run, self.outcome, [self.body], ""
+        outcome = msgspec.structs.replace(
+            self.outcome,
+            output=(len(printed.stdout), len(printed.stderr)),
+            printed=printed.chars,
+        )
+        return self.run, outcome, [self.body, printed.stdout, printed.stderr], ""
 
 
 _Taken: TypeAlias = tuple[int, Outcome, list[bytes]]
 """Run of the first task, outcome, and the bytes to send."""
 
 
-class Outbox:
-    """The writing end of the socket."""
+def _ok(
+    batch: RunTasks, index: int, encoding: Encoding, nbytes: int, elapsed: float, file: str = ""
+) -> Outcome:
+    return Outcome(
+        start=index,
+        stop=index + 1,
+        round=batch.round,
+        attempt=batch.attempt,
+        state=OutcomeState.OK,
+        encoding=encoding,
+        sizes=(nbytes,),
+        elapsed_s=elapsed,
+        file=file,
+    )
 
-    def __init__(self, connection: socket.socket) -> None:
+
+class Outbox:
+    """The writing end of the socket. What a task has printed goes with its outcome."""
+
+    def __init__(self, connection: socket.socket, output: Output) -> None:
+        self._output = output
         self.folder: SharedFolder | None = None
         self._connection = connection
         self._entries: list[_Results | _Single] = []
@@ -126,6 +153,11 @@ class Outbox:
         with self._lock:
             if self._open is not None:
                 return False
+            if self._output.dirty:
+                body = pickle.dumps([value], protocol=pickling.PROTOCOL)
+                outcome = _ok(batch, index, Encoding.SCALARS, len(body), elapsed)
+                self._entries.append(_Single(run, outcome, body, self._output.take()))
+                return True
             last = self._last(batch, index)
             if last is None or last.encoding is Encoding.SCALARS:
                 entry = last or self._begin(batch, run, index, Encoding.SCALARS)
@@ -144,18 +176,11 @@ class Outbox:
             self._close()
             large = frame.nbytes >= SHARE_BYTES
             if large and (name := self._share(batch.job, index, frame.chunks)):
-                outcome = Outcome(
-                    start=index,
-                    stop=index + 1,
-                    round=batch.round,
-                    attempt=batch.attempt,
-                    state=OutcomeState.OK,
-                    encoding=Encoding.PICKLES,
-                    sizes=(frame.nbytes,),
-                    elapsed_s=elapsed,
-                    file=name,
-                )
-                self._entries.append(_Single(run, outcome, b""))
+                outcome = _ok(batch, index, Encoding.PICKLES, frame.nbytes, elapsed, name)
+                self._entries.append(_Single(run, outcome, b"", self._output.take()))
+            elif self._output.dirty:
+                outcome = _ok(batch, index, Encoding.PICKLES, frame.nbytes, elapsed)
+                self._entries.append(_Single(run, outcome, frame.join(), self._output.take()))
             else:
                 entry = self._last(batch, index)
                 if entry is None or entry.encoding is not Encoding.PICKLES:
@@ -167,7 +192,7 @@ class Outbox:
         """Add any other outcome."""
         with self._lock:
             self._close()
-            self._entries.append(_Single(run, outcome, body))
+            self._entries.append(_Single(run, outcome, body, self._output.take()))
 
     def _close(self) -> None:
         entry, self._open = self._open, None
@@ -227,7 +252,7 @@ class Outbox:
 
     def _placed(self, run: int, outcome: Outcome, bodies: list[bytes], job: str) -> _Taken:
         """With its bytes in the shared folder, if they are many."""
-        if sum(map(len, bodies)) >= SHARE_BYTES and outcome.state is OutcomeState.OK:
+        if job and sum(map(len, bodies)) >= SHARE_BYTES:
             name = self._share(job, outcome.start, bodies)
             if name:
                 return run, msgspec.structs.replace(outcome, file=name), []

@@ -21,7 +21,9 @@ import os
 import tempfile
 
 _PAGE = mmap.PAGESIZE
-_TOUCHED, ACTIVE, _STARTED_NS, VOID_BELOW, _TARGET, _CAUSE = range(6)
+_TOUCHED, ACTIVE, _STARTED_NS, VOID_BELOW, _TARGET, _CAUSE, _PRINTED_RUN, _PRINTED = range(8)
+RING_BYTES = _PAGE
+"""Of what the last run to print has printed; a second page holds it."""
 
 CANCELLED = 1
 TIMED_OUT = 2
@@ -34,7 +36,7 @@ def create() -> int:
     else:
         fd, path = tempfile.mkstemp(prefix="nbsched-kernel-")
         os.unlink(path)
-    os.ftruncate(fd, _PAGE)
+    os.ftruncate(fd, _PAGE + RING_BYTES)
     return fd
 
 
@@ -42,12 +44,14 @@ class SharedState:
     """Both ends' view of the page. See the module for who may write what."""
 
     def __init__(self, fd: int) -> None:
-        self._map = mmap.mmap(fd, _PAGE)
+        self._map = mmap.mmap(fd, _PAGE + RING_BYTES)
         self.cells = memoryview(self._map).cast("q")
         """For `nbsched.kernel.streak`, which cannot afford a call per cell."""
+        self._ring = memoryview(self._map)[_PAGE:]
 
     def close(self) -> None:
         self.cells.release()
+        self._ring.release()
         self._map.close()
 
     # ------------------------------------------------------------ the kernel writes
@@ -71,6 +75,21 @@ class SharedState:
         cells[_TOUCHED] = max(cells[_TOUCHED], cells[ACTIVE])  # first: see `touched`
         cells[_STARTED_NS] = 0
         cells[ACTIVE] = 0
+
+    def print_tail(self, run: int, data: bytes) -> None:
+        """The run has printed this, at most `RING_BYTES` of it are kept. It is there for
+        the daemon however the kernel ends."""
+        cells = self.cells
+        if cells[_PRINTED_RUN] != run:
+            cells[_PRINTED] = 0
+            cells[_PRINTED_RUN] = run
+        data = data[-RING_BYTES:]
+        at = cells[_PRINTED] % RING_BYTES
+        room = RING_BYTES - at
+        first, rest = data[:room], data[room:]
+        self._ring[at : at + len(first)] = first
+        self._ring[: len(rest)] = rest
+        cells[_PRINTED] += len(data)
 
     # ------------------------------------------------------------ the daemon writes
 
@@ -108,3 +127,13 @@ class SharedState:
     @property
     def cause(self) -> int:
         return self.cells[_CAUSE]
+
+    def last_printed(self, run: int) -> bytes:
+        """The end of what this run has printed; empty when another one has printed since."""
+        if self.cells[_PRINTED_RUN] != run:
+            return b""
+        count = self.cells[_PRINTED]
+        at = count % RING_BYTES
+        if count <= RING_BYTES:
+            return bytes(self._ring[:count])
+        return bytes(self._ring[at:]) + bytes(self._ring[:at])

@@ -19,6 +19,7 @@ from nbsched.kernel.exceptions import safe_text
 from nbsched.kernel.interrupts import Interrupts
 from nbsched.kernel.jobs import LoadedJob
 from nbsched.kernel.outbox import Outbox
+from nbsched.kernel.output import Output
 from nbsched.kernel.protocol import Hello, RunTasks
 from nbsched.kernel.retrypolicy import Accept, Again, Attempt, BrokenPolicyError, GiveUp, Replace
 from nbsched.kernel.sharedstate import CANCELLED, SharedState
@@ -38,12 +39,14 @@ class TaskRunner:
         interrupts: Interrupts,
         disturbances: Disturbances,
         outbox: Outbox,
+        output: Output,
     ) -> None:
         self._home = home
         self._state = state
         self._interrupts = interrupts
         self._disturbances = disturbances
         self._outbox = outbox
+        self._output = output
         self._workplace = Workplace()
         self._streak = Streak(state, interrupts, disturbances, outbox, self._keep_result)
         self._reading = ""
@@ -78,6 +81,7 @@ class TaskRunner:
 
     def _run_streak(self, job: LoadedJob, batch: RunTasks, first: int) -> Stopped | None:
         self._workplace.enter(job)
+        self._output.spill()
         self._disturbances.clear()
         stopped = self._streak.run(job, batch, first)
         if stopped is None:
@@ -89,6 +93,7 @@ class TaskRunner:
         return stopped
 
     def _run_one(self, task: _Task) -> None:
+        self._output.spill()
         if task.batch.timed_out_after_s is not None:
             self._judge_timeout(task, task.batch.timed_out_after_s)
             return

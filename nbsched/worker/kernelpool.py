@@ -29,6 +29,7 @@ from nbsched.worker.deaths import Death
 from nbsched.worker.inputs import InputCache
 from nbsched.worker.kernelprocess import KernelProcess
 from nbsched.worker.kernelslot import KernelSlot, Returned
+from nbsched.worker.output import with_last_words
 
 log = logging.getLogger(__name__)
 
@@ -366,11 +367,12 @@ class KernelPool:
                 neighbours.append(Returned(first, piece.part(piece.start, at), False))
             if at + 1 < piece.stop:
                 neighbours.append(Returned(active + 1, piece.part(at + 1, piece.stop), False))
-            self._ended_by_death(guilty, death, elapsed_s, timed_out)
+            printed = slot.process.state.last_printed(active)
+            self._ended_by_death(guilty, death, elapsed_s, timed_out, printed)
         self._put_back(neighbours)
 
     def _ended_by_death(
-        self, piece: Piece, death: Death, elapsed_s: float, timed_out: bool
+        self, piece: Piece, death: Death, elapsed_s: float, timed_out: bool, printed: bytes
     ) -> None:
         log.warning(
             "job=%s task=%d attempt=%d ended its kernel: %s",
@@ -384,9 +386,10 @@ class KernelPool:
             # Only a kernel may unpickle the policy, so a fresh one is asked.
             self._backlog.give_back(replace(piece, timed_out_after_s=limit))
         elif timed_out or piece.timed_out_after_s is not None:
-            self._publish(piece, *endings.timed_out(piece, limit))
+            self._publish(piece, *with_last_words(*endings.timed_out(piece, limit), printed))
         else:
-            self._publish(piece, *endings.crashed(piece, death, self._home.worker, elapsed_s))
+            crashed = endings.crashed(piece, death, self._home.worker, elapsed_s)
+            self._publish(piece, *with_last_words(*crashed, printed))
 
     def _start_failed(self, cause: str) -> None:
         self._failed_starts += 1

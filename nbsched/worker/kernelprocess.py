@@ -118,7 +118,9 @@ class KernelProcess:
         code = self._process.returncode
         assert code is not None, "it is dead and reaped"
         grown = oom_kills() > self._oom_kills
-        self._on_death(Death(code, self._output.tail(), grown and not self._killed))
+        printed = self.state.last_printed(self.state.active).decode(errors="replace")
+        tail = printed + self._output.tail()
+        self._on_death(Death(code, tail, grown and not self._killed))
         self.state.close()
 
     async def _connect(self, ours: socket.socket, output: int) -> None:

@@ -297,8 +297,8 @@ class Bench:
         job = self.jobs[content.job]
         at = 0
         for outcome in batch.outcomes:
-            size = sum(outcome.sizes)
-            _take_outcome(job, outcome, body[at : at + size])
+            size = outcome.body_bytes
+            _take_outcome(job, outcome, body[at : at + size - sum(outcome.output)])
             at += size
         assert at == len(body)
 
