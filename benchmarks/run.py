@@ -3,9 +3,9 @@
     python -m benchmarks.run [--quick] [--smoke] [--rounds N] [--systems A,B] [--workloads A,B]
 
 Systems take turns within a round, so that a machine that grows slower does so for all. A
-failure or a time-out is a result like any other. The whole run is written to results.md,
-results.json and results.svg beside this file; a run of only some systems or with --smoke to
-the folder .out, which is not kept.
+failure or a time-out is a result like any other. A run is written to results.md, results.json
+and results.svg beside this file, and one of all systems to the README as well; a run of parts
+of the plan or with --smoke goes to the folder .out, which is not kept.
 """
 
 from __future__ import annotations
@@ -18,12 +18,19 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report, systems
-from benchmarks.accounting import MARK
-from benchmarks.plan import LIMIT_S, QUICK_SYSTEMS, QUICK_WORKLOADS, SKIP_ABOVE_S, WORKLOADS
+from benchmarks import accounting, report, systems
+from benchmarks.plan import (
+    FORETOLD_BY,
+    LIMIT_S,
+    QUICK_SYSTEMS,
+    QUICK_WORKLOADS,
+    START_AND_STOP_S,
+    WORKLOADS,
+)
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -100,11 +107,16 @@ def version(python: Path, name: str) -> str:
 def measure(python: Path, name: str, workload: str, smoke: bool, so_far: list[Result]) -> Result:
     """Figures of one workload on one system, or why there are none."""
     result: Result = {"system": name, "workload": workload}
-    if reason := _hopeless(name, workload, so_far):
+    if reason := hopeless(name, workload, [] if smoke else so_far):
         return {**result, "unable": reason}
     run = secrets.token_hex(8)
     command = [str(python), "-m", "benchmarks.one", name, workload, *(["--smoke"] * smoke)]
-    environ = {**os.environ, MARK: run, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    environ = {
+        **os.environ,
+        accounting.MARK: run,
+        "PYTHONPATH": str(ROOT),
+        "PYTHONWARNINGS": "ignore",
+    }
     started = time.time()
     process = subprocess.Popen(
         command,
@@ -117,12 +129,14 @@ def measure(python: Path, name: str, workload: str, smoke: bool, so_far: list[Re
         start_new_session=True,
     )
     try:
-        out, err = process.communicate(timeout=LIMIT_S)
+        out, err = process.communicate(timeout=LIMIT_S + START_AND_STOP_S)
     except subprocess.TimeoutExpired:
         out, err = "", ""
         result["unable"] = f"over {LIMIT_S} s"
     finally:
-        _end(run)
+        for pid in accounting.processes(run):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         process.wait()
     result["took_s"] = round(time.time() - started, 1)
     lines = [line for line in out.splitlines() if line.startswith("#result ")]
@@ -134,31 +148,20 @@ def measure(python: Path, name: str, workload: str, smoke: bool, so_far: list[Re
     return result
 
 
-def _hopeless(name: str, workload: str, so_far: list[Result]) -> str:
-    """Why a workload need not be tried: it failed in an earlier round, or a tenth of it took
-    so long that it cannot be done in time."""
-    for earlier in so_far:
-        if earlier["system"] != name:
-            continue
-        same = earlier["workload"] == workload
-        if same and ("unable" in earlier or "failed" in earlier):
-            return str(earlier.get("unable") or earlier.get("failed"))
-        smaller, most_s = SKIP_ABOVE_S.get(workload, ("", 0.0))
-        too_slow = "unable" in earlier or earlier.get("took_s", 0.0) > most_s
-        if earlier["workload"] == smaller and too_slow:
-            return f"over {LIMIT_S} s"
+def hopeless(name: str, workload: str, so_far: list[Result]) -> str:
+    """Why a workload need not be tried: the system had no way, or no time, in an earlier
+    round, or it would take too long at its rate in a smaller one."""
+    mine = {each["workload"]: each for each in so_far if each["system"] == name}
+    if reason := mine.get(workload, {}).get("unable"):
+        return str(reason)
+    count, smaller = FORETOLD_BY.get(workload, (0, ()))
+    for rate in (mine[each]["figures"]["per s"] for each in smaller if _has_rate(mine, each)):
+        return f"over {LIMIT_S} s" if count / rate > LIMIT_S else ""
     return ""
 
 
-def _end(run: str) -> None:
-    """Whatever is left of a run, by its mark: only what it has started itself."""
-    wanted = f"{MARK}={run}".encode()
-    for folder in Path("/proc").iterdir():
-        try:
-            if folder.name.isdigit() and wanted in (folder / "environ").read_bytes().split(b"\0"):
-                os.kill(int(folder.name), signal.SIGKILL)
-        except OSError:
-            continue  # it has ended meanwhile, or is another user's
+def _has_rate(mine: dict[str, Result], workload: str) -> bool:
+    return "per s" in mine.get(workload, {}).get("figures", {})
 
 
 # ---------------------------------------------------------------- what comes out
@@ -174,8 +177,8 @@ def _say(result: Result) -> None:
 def _write(
     options: argparse.Namespace, results: list[Result], pythons: dict[str, Path], started: float
 ) -> None:
-    whole = not (options.smoke or options.partial or options.quick)
-    folder = HERE if whole else HERE / ".out"
+    kept = not (options.smoke or options.partial)
+    folder = HERE if kept else HERE / ".out"
     folder.mkdir(exist_ok=True)
     versions = {name: version(python, name) for name, python in pythons.items()}
     run = {
@@ -188,6 +191,9 @@ def _write(
     }
     (folder / "results.json").write_text(json.dumps(run, indent=1) + "\n")
     (folder / "results.md").write_text(report.page(run))
+    if kept and not options.quick:
+        readme = ROOT / "README.md"
+        readme.write_text(report.into_readme(readme.read_text(), run))
     print(f"written: {folder.relative_to(ROOT) / 'results.md'}")
     if not options.smoke:
         plot = environment("plot")

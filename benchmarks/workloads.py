@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import statistics
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+
+from benchmarks import guest
 
 MIB = 1 << 20
 Figures = dict[str, float]
@@ -38,7 +41,7 @@ class Sizes:
     short_waits: int = 1000
     tail_s: float = 1.0
     futures: int = 100_000
-    beside_s: float = 3.0
+    beside_s: float = 20.0
     jobs: int = 1000
     slow_tasks: int = 10_000
 
@@ -98,18 +101,12 @@ def cold(system: Any, sizes: Sizes) -> Figures:
 
 def join(system: Any, sizes: Sizes) -> Figures:
     """A second client of the running cluster, until its first result."""
-    _need(system, "join")
-    started = time.perf_counter()
-    client = system.join()
-    assert client.submit(negate, -1).result() == 1
-    seconds = time.perf_counter() - started
-    system.leave(client)
-    return {"s": seconds}
+    with guest.invited(system.name, system.address(), 0) as other:
+        return {"s": other.answer()}
 
 
 def submit(system: Any, sizes: Sizes) -> Figures:
     """One task, there and back, again and again."""
-    _need(system, "submit")
     _result(system.submit(negate, 1))
     times = [
         _timed(lambda i=i: _result(system.submit(negate, -i)))[0] for i in range(sizes.submits)
@@ -180,7 +177,6 @@ def tail(system: Any, sizes: Sizes) -> Figures:
 
 def cancel(system: Any, sizes: Sizes) -> Figures:
     """Both slots sleep for a minute, one of them is cancelled: until its next task runs."""
-    _need(system, "cancel")
     sleepers = [system.submit(sleep, 60) for _ in range(2)]
     time.sleep(1)  # nothing tells for every system that they run
     follower = system.submit(now)
@@ -194,33 +190,38 @@ def cancel(system: Any, sizes: Sizes) -> Figures:
 
 def futures(system: Any, sizes: Sizes) -> Figures:
     """A future for each task, and each asked for its result."""
-    _need(system, "futures")
     seconds, results = _timed(lambda: system.futures(identity, range(sizes.futures)))
     assert results == list(range(sizes.futures))
     return {"per s": sizes.futures / seconds, "us each": seconds / sizes.futures * 1e6}
 
 
 def beside(system: Any, sizes: Sizes) -> Figures:
-    """Jobs of one task by another client while a long job of tiny tasks runs."""
-    _need(system, "join")
-    client = system.join()
-    assert client.submit(negate, -1).result() == 1
-    # A million at least: as many as it takes to fill the time, one job after another.
-    times: list[float] = []
-    until = time.perf_counter() + sizes.beside_s
-    with ThreadPoolExecutor(1) as thread:
-        while time.perf_counter() < until:
-            large = thread.submit(system.map_default, identity, range(sizes.most))
-            while not large.done():
-                times.append(_timed(lambda: client.submit(negate, -1).result())[0])
-            large.result()
-    system.leave(client)
+    """Jobs of one task by another client while a million tiny tasks run.
+
+    For some seconds from the call on; where the large job ends sooner, it is run again.
+    """
+    over = threading.Event()
+
+    def large() -> None:
+        while not over.is_set():
+            system.map_default(identity, range(sizes.most))
+
+    # A system that is slow at it is left with the large job: the process ends anyway.
+    thread = threading.Thread(target=large, daemon=True)
+    with guest.invited(system.name, system.address(), sizes.beside_s) as other:
+        other.answer()
+        thread.start()
+        other.go()
+        times = other.answer()
+        still_running = thread.is_alive()
+        over.set()
+        thread.join(10)
+    assert still_running, "the large job failed"
     return {"p50 ms": _quantile(times, 0.5) * 1e3, "p99 ms": _quantile(times, 0.99) * 1e3}
 
 
 def jobs(system: Any, sizes: Sizes) -> Figures:
     """Jobs of one task each, from 16 threads."""
-    _need(system, "submit")
     with ThreadPoolExecutor(16) as threads:
         seconds, results = _timed(
             lambda: list(
@@ -233,7 +234,6 @@ def jobs(system: Any, sizes: Sizes) -> Figures:
 
 def slow_daemon(system: Any, sizes: Sizes) -> Figures:
     """8 daemons of one kernel each, one of them 10 times slower; of the ideal for that."""
-    _need(system, "start_slow_among")
     slow = system.start_slow_among(8)
     task = partial(slow_on, slow, 0.02)
     assert system.map_default(negate, range(-100, 0)) == list(range(100, 0, -1))
@@ -267,6 +267,18 @@ RUNNING: dict[str, Callable[[Any, Sizes], Figures]] = {
         jobs,
     )
 }
+NEEDS = {
+    "join": "join",
+    "submit": "submit",
+    "futures": "futures",
+    "cancel": "cancel",
+    "beside": "join",
+    "jobs": "submit",
+    "slow_daemon": "start_slow_among",
+}
+"""What a system must define for a workload, beyond the least of all."""
+TASKS = {"tiny": "tiny", "many": "many", "many_best": "many", "most": "most", "most_best": "most"}
+"""Workloads whose CPU time is reported by task, and the size that says how many there are."""
 TOUCHES_MEMORY = {"arrays", "closure"}
 
 
@@ -300,8 +312,3 @@ def _quantile(times: Sequence[float], q: float) -> float:
     if len(times) < 2:
         return max(times)
     return statistics.quantiles(times, n=100, method="inclusive")[round(q * 100) - 1]
-
-
-def _need(system: Any, name: str) -> None:
-    if not hasattr(system, name):
-        raise UnableError("none")

@@ -37,7 +37,10 @@ PACKAGES = {"dask": "distributed"}
 
 class System(Protocol):
     """What every system can do. Optional: ``map_best``, ``futures``, ``submit``, ``cancel``,
-    ``join``, ``beside``."""
+    ``start_slow_among``, and ``address`` with ``join``, which is called in another process and
+    returns a function that runs one task."""
+
+    name: str
 
     def start(self) -> None: ...
 

@@ -10,6 +10,8 @@ from distributed import Client, Future, LocalCluster
 
 
 class System:
+    name = "dask"
+
     def start(self) -> None:
         logging.getLogger("distributed").setLevel(logging.CRITICAL)
         self.cluster = LocalCluster(
@@ -36,11 +38,12 @@ class System:
     def cancel(self, future: Future) -> None:
         future.cancel()
 
-    def join(self) -> Client:
-        return Client(self.cluster.scheduler_address, set_as_default=False)
+    def address(self) -> str:
+        return str(self.cluster.scheduler_address)
 
-    def leave(self, client: Client) -> None:
-        client.close()
+    def join(self, address: str) -> Callable[..., Any]:
+        client = Client(address)
+        return lambda fn, x: client.submit(fn, x, pure=False).result()
 
     def stop(self) -> None:
         self.client.close()

@@ -10,6 +10,8 @@ import ipyparallel
 
 
 class System:
+    name = "ipyparallel"
+
     def start(self) -> None:
         self.cluster = ipyparallel.Cluster(n=2, log_level=logging.CRITICAL)
         self.client = self.cluster.start_and_connect_sync(activate=False)
@@ -30,6 +32,14 @@ class System:
 
     def cancel(self, future: Any) -> None:
         future.abort()
+
+    def address(self) -> str:
+        return str(self.cluster.cluster_file)
+
+    def join(self, address: str) -> Callable[..., Any]:
+        client = ipyparallel.Cluster.from_file(address).connect_client_sync()
+        view = client.load_balanced_view()
+        return lambda fn, x: view.apply_sync(fn, x)
 
     def stop(self) -> None:
         self.client.close()

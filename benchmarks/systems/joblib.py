@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 from joblib import Parallel, delayed
@@ -10,8 +11,14 @@ from joblib.externals.loky import get_reusable_executor
 
 
 class System:
+    name = "joblib"
+
     def start(self) -> None:
         self.parallel = Parallel(n_jobs=2)
+
+    @cached_property
+    def executor(self) -> Any:
+        return get_reusable_executor(max_workers=2)
 
     def map_default(self, fn: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
         return self.parallel(delayed(fn)(item) for item in items)
@@ -21,11 +28,10 @@ class System:
         return Parallel(n_jobs=2, batch_size=size)(delayed(fn)(item) for item in items)
 
     def futures(self, fn: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-        executor = get_reusable_executor(max_workers=2)
-        return [future.result() for future in [executor.submit(fn, item) for item in items]]
+        return [future.result() for future in [self.executor.submit(fn, item) for item in items]]
 
     def submit(self, fn: Callable[..., Any], *args: Any) -> Any:
-        return get_reusable_executor(max_workers=2).submit(fn, *args)
+        return self.executor.submit(fn, *args)
 
     def cancel(self, future: Any) -> None:
         future.cancel()

@@ -11,6 +11,8 @@ from nbsched import Cluster, Future, LocalCluster
 
 
 class System:
+    name = "nbsched"
+
     def start(self) -> None:
         self.cluster = LocalCluster(workers=1, cpus=2, progress="off")
 
@@ -33,15 +35,16 @@ class System:
     def cancel(self, future: Future) -> None:
         future.cancel()
 
-    def join(self) -> Cluster:
-        """A second client of the running cluster."""
+    def address(self) -> dict[str, Any]:
+        """What a second client has to know, as arguments."""
         settings = self.cluster.settings
         known = {name: getattr(settings, name) for name in settings.__struct_fields__}
         defaults = {field.name: field.default for field in msgspec.structs.fields(settings)}
-        return Cluster(**{k: v for k, v in known.items() if v != defaults[k]})
+        return {k: v for k, v in known.items() if v != defaults[k]}
 
-    def leave(self, client: Cluster) -> None:
-        client.close()
+    def join(self, address: dict[str, Any]) -> Callable[..., Any]:
+        cluster = Cluster(**address)
+        return lambda fn, x: cluster.submit(fn, x).result()
 
     def stop(self) -> None:
         self.cluster.close()

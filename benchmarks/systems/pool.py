@@ -16,6 +16,8 @@ class _Handle:
 
 
 class System:
+    name = "pool"
+
     def start(self) -> None:
         self.pool = multiprocessing.Pool(2)
 

@@ -8,6 +8,8 @@ from typing import Any
 
 
 class System:
+    name = "processpool"
+
     def start(self) -> None:
         self.executor = ProcessPoolExecutor(2)
 
