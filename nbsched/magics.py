@@ -7,6 +7,7 @@ names; how a cell becomes a task is `nbsched.cells`' business. Imported by
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from types import BuiltinFunctionType, FunctionType, ModuleType
@@ -98,6 +99,8 @@ class ClusterMagics(Magics):
             (end,) = mf.result()
         except Exception as error:  # of interest is the remote traceback, not this one
             raise error.with_traceback(None) from error.__cause__
+        finally:
+            _show_printed(mf[0])
         return self._take_over(end)
 
     def _sent(
@@ -245,3 +248,11 @@ def _names(words: Iterable[str], option: str) -> tuple[str, ...]:
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(map(repr, names))
+
+
+def _show_printed(task: Future) -> None:
+    """As if the cell had run here; also when it has failed."""
+    for text, stream in ((task.stdout, sys.stdout), (task.stderr, sys.stderr)):
+        if text:
+            stream.write(text)
+            stream.flush()

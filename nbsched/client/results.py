@@ -32,6 +32,8 @@ class TaskState(IntEnum):
     CANCELLED = 3
 
 
+_LAST_LINES = 10
+_LAST_CHARS = 2000
 _STATES = tuple(TaskState)
 _FINAL = {
     OutcomeState.OK: TaskState.OK,
@@ -100,6 +102,12 @@ class Segment:
     @property
     def stderr(self) -> str:
         return self._output[self._outcome.output[0] :].decode(errors="replace")
+
+    @property
+    def last_lines(self) -> str:
+        """The end of what the task has printed, for people; stderr behind stdout."""
+        whole = (self.stdout.rstrip() + "\n" + self.stderr.rstrip()).strip()
+        return "\n".join(whole[-_LAST_CHARS:].splitlines()[-_LAST_LINES:])
 
     @property
     def report(self) -> ErrorReport | None:

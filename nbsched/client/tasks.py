@@ -160,6 +160,7 @@ def _row(store: ResultStore, log: TaskLog, index: int) -> TaskRow:
         worker=end.worker if end is not None and _same_run(end.outcome, outcome) else "",
         elapsed_s=outcome.elapsed_s if outcome is not None and alone else None,
         error=error,
+        output="" if segment is None else segment.last_lines,
     )
 
 

@@ -98,6 +98,13 @@ def test_a_cell_runs_in_a_kernel_of_the_cluster(notebook: Notebook, cluster: Loc
     assert job.total == 1
 
 
+def test_what_a_cell_prints_is_shown_also_when_it_fails(notebook: Notebook) -> None:
+    assert "hello from afar\n" in notebook.run("%%nbsched\nprint('hello from afar')").text
+    failed = notebook.run("%%nbsched\nprint('so far')\n1 / 0")
+    assert isinstance(failed.error, ZeroDivisionError)
+    assert "so far\n" in failed.text
+
+
 def test_functions_classes_and_modules_of_the_notebook_come_along(notebook: Notebook) -> None:
     notebook.run(
         "import math, dataclasses\n"

@@ -10,11 +10,13 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from nbsched import LocalCluster
 from nbsched.errors import TaskCrashedError
+from support.conditions import until
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +96,33 @@ def test_a_crash_shows_the_last_lines(cluster: LocalCluster, how: str) -> None:
     assert isinstance(error, TaskCrashedError)
     assert "last words" in error.details["tail"]
     assert future.stdout == "last words\n"
+
+
+def test_cancel_keeps_what_was_printed(cluster: LocalCluster, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+
+    def linger() -> None:
+        print("so far")
+        begun.touch()
+        time.sleep(60)
+
+    mf = cluster.map(lambda _: linger(), [0])
+    until(begun.exists)
+    assert mf[0].cancel()
+    mf.wait(20)
+    assert mf[0].cancelled()
+    assert mf[0].stdout == "so far\n"
+
+
+def test_the_row_of_a_failed_task_shows_its_last_lines(cluster: LocalCluster) -> None:
+    def fail(i: int) -> None:
+        print("\n".join(f"line {n}" for n in range(100)))
+        raise ValueError(i)
+
+    mf = cluster.map(fail, [1])
+    mf.wait()
+    (row,) = mf.tasks.rows("failed")
+    assert row.output.splitlines() == [f"line {n}" for n in range(90, 100)]
 
 
 def test_retry_shows_the_new_attempt(cluster: LocalCluster) -> None:
