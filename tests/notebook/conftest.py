@@ -63,7 +63,15 @@ def open_notebook(
         pages.append(page)
         page.add_init_script(COUNT_MESSAGES)
         notebook = Notebook(page, lab.address(name), lab.folder / name)
-        notebook.run(0)
+        try:
+            notebook.run(0, wait=False)
+            notebook.wait(0, 20)
+        except AssertionError:
+            # On a busy machine JupyterLab may lose the first cell while it connects.
+            lab.shut_kernels_down()
+            page.goto("about:blank")
+            notebook = Notebook(page, lab.address(name), lab.folder / name)
+            notebook.run(0)
         return notebook
 
     yield open_
