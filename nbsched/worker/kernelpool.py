@@ -353,11 +353,15 @@ class KernelPool:
     def _account_for(self, slot: KernelSlot, death: Death) -> None:
         """Blame the task that was running, if any; its neighbours run again."""
         active = slot.process.state.active
+        printed = slot.process.state.last_printed(active)
         elapsed_s = found[2] if (found := slot.active()) is not None else 0.0
         timed_out = active in slot.timeouts
         neighbours = []
         for returned in slot.take_all():
             first, piece, stopped = returned
+            if stopped and piece.count == 1 and first == active:
+                self._publish(piece, *with_last_words(endings.cancelled(piece), b"", printed))
+                continue
             if stopped or not first <= active < first + piece.count:
                 neighbours.append(returned)
                 continue
@@ -367,7 +371,6 @@ class KernelPool:
                 neighbours.append(Returned(first, piece.part(piece.start, at), False))
             if at + 1 < piece.stop:
                 neighbours.append(Returned(active + 1, piece.part(at + 1, piece.stop), False))
-            printed = slot.process.state.last_printed(active)
             self._ended_by_death(guilty, death, elapsed_s, timed_out, printed)
         self._put_back(neighbours)
 

@@ -114,6 +114,24 @@ def test_cancel_keeps_what_was_printed(cluster: LocalCluster, tmp_path: Path) ->
     assert mf[0].stdout == "so far\n"
 
 
+def test_a_task_that_ignores_its_cancellation_keeps_its_last_words(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
+    begun = tmp_path / "begun"
+
+    def deaf() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        print("so far")
+        begun.touch()
+        time.sleep(60)
+
+    future = cluster.submit(deaf)
+    until(begun.exists)
+    assert future.cancel()
+    until(future.cancelled)
+    assert future.stdout == "so far\n"
+
+
 def test_the_row_of_a_failed_task_shows_its_last_lines(cluster: LocalCluster) -> None:
     def fail(i: int) -> None:
         print("\n".join(f"line {n}" for n in range(100)))
