@@ -178,5 +178,7 @@ def into_readme(readme: str, run: dict[str, Any]) -> str:
             " be written. Put both on lines of their own where the table is to be."
         )
     results = run["results"]
-    shown = "\n".join([about(run), "", *table(results, _present(results)), "", _NOTES, ""])
+    picture = "![nbsched beside the others](benchmarks/results.svg)"
+    lines = [about(run), "", *table(results, _present(results)), "", _NOTES, "", picture, ""]
+    shown = "\n".join(lines)
     return before + begin + "\n" + shown + "\n" + end + after
