@@ -205,8 +205,10 @@ class Watcher:
             decoder=self._decoder,
             request_follows=request_follows,
         )
-        self._feed(await answered(history))
+        rebuilt = await answered(history)
+        # Known before it is fed: a complete job is released, and forgotten, while it is fed.
         self._enter(record, revision)
+        self._feed(rebuilt)
 
     def _enter(self, record: JobRecord, revision: int) -> None:
         self._jobs[record.id] = record

@@ -107,11 +107,14 @@ class _Local:
     """A handler that two ways lead to: still one message after another."""
 
     def __init__(self, handler: Handler) -> None:
+        self.closed = False
         self._handler = handler
         self._turn = asyncio.Lock()
 
     async def handle(self, message: Message) -> None:
         async with self._turn:
+            if self.closed:
+                return
             try:
                 await self._handler(message)
             except Exception:
@@ -128,6 +131,7 @@ class _Subscription:
         self._inner = inner
 
     async def close(self) -> None:
+        self._local.closed = True
         if self._handlers.get(self._subject) is self._local:
             del self._handlers[self._subject]
         await self._inner.close()

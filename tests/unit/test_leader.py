@@ -269,6 +269,25 @@ def test_two_requests_for_an_ended_job_rebuild_it_once() -> None:
     run(test())
 
 
+def test_a_job_that_is_complete_when_it_is_rebuilt_can_be_retried() -> None:
+    async def test() -> None:
+        cluster = Cluster()
+        job = job_record(J, 2)
+        cluster.put_ended_job(job)
+        leader = await cluster.elected()
+        await cluster.join(W0, ())
+        term = asyncio.ensure_future(leader.run())
+        await true(lambda: W0 in leader._reported)
+        cluster.put(NAMES.job(J), job)  # newer than what was read: rebuilt, complete, released
+        await true(lambda: cluster.bus.replays == 1)
+        cluster.put(NAMES.request(J, RequestId("r")), retry("r", 0))
+        await true(lambda: [(run.start, run.stop) for run in cluster.slices] == [(0, 1)])
+        assert cluster.bus.replays == 2
+        await over(term)
+
+    run(test())
+
+
 def test_a_record_that_changes_while_its_job_is_rebuilt_is_fed_afterwards() -> None:
     async def test() -> None:
         cluster = Cluster()
