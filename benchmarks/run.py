@@ -17,10 +17,11 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from benchmarks import accounting, report, systems
 from benchmarks.plan import (
@@ -34,12 +35,15 @@ from benchmarks.plan import (
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+ANSWER = "#result "
 ENVIRONMENTS = HERE / ".envs"
 Result = dict[str, Any]
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # not without clearing
     options = _options()
+    signal.signal(signal.SIGTERM, _end)  # no process of a measurement outlives this one
     pythons = {name: environment(name) for name in options.systems}
     results: list[Result] = []
     started = time.time()
@@ -53,6 +57,10 @@ def main() -> None:
     broken = [each for each in results if "failed" in each and each["system"] == "nbsched"]
     if broken:
         sys.exit(f"{len(broken)} workloads of nbsched failed, the first: {broken[0]}")
+
+
+def _end(*_: object) -> None:
+    sys.exit("Ended by a signal; nothing was written.")
 
 
 def _options() -> argparse.Namespace:
@@ -118,34 +126,38 @@ def measure(python: Path, name: str, workload: str, smoke: bool, so_far: list[Re
         "PYTHONWARNINGS": "ignore",
     }
     started = time.time()
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environ,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
-    try:
-        out, err = process.communicate(timeout=LIMIT_S + START_AND_STOP_S)
-    except subprocess.TimeoutExpired:
-        out, err = "", ""
-        result["unable"] = f"over {LIMIT_S} s"
-    finally:
-        for pid in accounting.processes(run):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        process.wait()
-    result["took_s"] = round(time.time() - started, 1)
-    lines = [line for line in out.splitlines() if line.startswith("#result ")]
-    if lines:
-        return {**result, **json.loads(lines[-1].removeprefix("#result "))}
+    # Files and not pipes: a process that a system leaves behind would keep a pipe open.
+    with _scratch() as out, _scratch() as err:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environ, stdout=out, stderr=err, start_new_session=True
+        )
+        try:
+            process.wait(LIMIT_S + START_AND_STOP_S)
+        except subprocess.TimeoutExpired:
+            result["unable"] = f"over {LIMIT_S} s"
+        finally:
+            for pid in accounting.processes(run):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.wait()
+        result["took_s"] = round(time.time() - started, 1)
+        answers = [line for line in _lines(out) if line.startswith(ANSWER)]
+        last_words = _lines(err)[-1:] or [f"exit code {process.returncode}"]
+    if answers:
+        result.pop("unable", None)  # it was only slow to stop
+        return {**result, **json.loads(answers[-1].removeprefix(ANSWER))}
     if "unable" not in result:
-        last = [line for line in err.splitlines() if line.strip()][-1:]
-        result["failed"] = last[0][:200] if last else f"exit code {process.returncode}"
+        result["failed"] = last_words[0][:200]
     return result
+
+
+def _scratch() -> IO[str]:
+    return tempfile.TemporaryFile("w+", errors="replace")
+
+
+def _lines(file: IO[str]) -> list[str]:
+    file.seek(0)
+    return [line for line in file.read().splitlines() if line.strip()]
 
 
 def hopeless(name: str, workload: str, so_far: list[Result]) -> str:

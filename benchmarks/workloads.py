@@ -44,9 +44,10 @@ class Sizes:
     beside_s: float = 20.0
     jobs: int = 1000
     slow_tasks: int = 10_000
+    never_s: float = 5.0
 
 
-SMOKE = Sizes(20, 200, 1000, 2000, 4, 1, 10, 20, 0.05, 200, 0.3, 32, 200)
+SMOKE = Sizes(20, 200, 1000, 2000, 4, 1, 10, 20, 0.05, 200, 0.3, 32, 200, 1.0)
 
 
 # ---------------------------------------------------------------- tasks
@@ -183,9 +184,9 @@ def cancel(system: Any, sizes: Sizes) -> Figures:
     cancelled_at = time.time()
     system.cancel(sleepers[0])
     try:
-        return {"s": _result(follower, 5) - cancelled_at}
+        return {"s": _result(follower, sizes.never_s) - cancelled_at}
     except Exception as error:
-        raise UnableError("never (over 5 s)") from error
+        raise UnableError(f"never (over {sizes.never_s:g} s)") from error
 
 
 def futures(system: Any, sizes: Sizes) -> Figures:

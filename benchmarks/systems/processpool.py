@@ -29,6 +29,7 @@ class System:
         future.cancel()
 
     def stop(self) -> None:
+        processes = list((self.executor._processes or {}).values())  # shutdown forgets them
         self.executor.shutdown(wait=False, cancel_futures=True)
-        for process in (self.executor._processes or {}).values():
+        for process in processes:
             process.kill()
