@@ -55,8 +55,9 @@ def page(run: dict[str, Any]) -> str:
 def about(run: dict[str, Any]) -> str:
     """The machine, the versions, and how to read the table."""
     versions = ", ".join(_named(name, run["versions"]) for name in _present(run["results"]))
+    warning = "**Tiny sizes: these figures say that it runs, and nothing else.** "
     return (
-        f"{run['machine']}; {versions}; {run['date']}; rounds: {run['rounds']}, the systems in"
+        f"{warning if run.get('smoke') else ''}{run['machine']}; {versions}; {run['date']}; rounds: {run['rounds']}, the systems in"
         f" turn, {run['minutes']:g} minutes. Two workers each. Medians, and in brackets the"
         " least and the greatest; bold where nbsched reaches its aim. Compare within a row"
         " only: all of it is one run on one machine."

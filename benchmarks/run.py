@@ -41,7 +41,6 @@ Result = dict[str, Any]
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # not without clearing
     options = _options()
     signal.signal(signal.SIGTERM, _end)  # no process of a measurement outlives this one
     pythons = {name: environment(name) for name in options.systems}
@@ -199,6 +198,7 @@ def _write(
         "date": time.strftime("%Y-%m-%d", time.gmtime(started)),
         "minutes": round((time.time() - started) / 60, 1),
         "rounds": options.rounds,
+        "smoke": options.smoke,
         "results": results,
     }
     (folder / "results.json").write_text(json.dumps(run, indent=1) + "\n")

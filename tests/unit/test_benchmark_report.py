@@ -120,6 +120,12 @@ def test_the_page_names_the_machine_and_the_versions() -> None:
     assert "What failed" not in page
 
 
+def test_a_run_with_tiny_sizes_says_that_its_figures_mean_nothing() -> None:
+    real = whole(rates("nbsched", "tiny", 1))
+    assert "Tiny sizes" in report.page({**real, "smoke": True})
+    assert "Tiny sizes" not in report.page({**real, "smoke": False})
+
+
 def test_the_readme_gets_the_table_between_its_marks_and_keeps_the_rest() -> None:
     readme = f"# Us\n{report.README_BEGINS}last year\n{report.README_ENDS}\n## More\n"
     written = report.into_readme(readme, whole(rates("nbsched", "tiny", 1)))
