@@ -199,7 +199,8 @@ def test_saved_closed_and_reopened_a_notebook_shows_how_its_job_ended(
     notebook = open_notebook(call)
     notebook.run(1)
     notebook.until(lambda: notebook.live(1).count() and notebook.state(1) == "failed")
-    notebook.save()
+    # The page is told first; the output that is saved follows within a message or two.
+    notebook.until(lambda: _saved_text_has(notebook, "24/30 done"), 10)
     lab.shut_kernels_down()
 
     notebook.page.goto("about:blank")
@@ -214,6 +215,11 @@ def test_saved_closed_and_reopened_a_notebook_shows_how_its_job_ended(
     exported = export(notebook.path)
     for words in ("6 failed", "ValueError: no 2", "raise ValueError", "took"):
         assert words in exported
+
+
+def _saved_text_has(notebook: Notebook, words: str) -> bool:
+    notebook.save()
+    return words in notebook.path.read_text()
 
 
 def export(path: Path) -> str:
@@ -234,15 +240,22 @@ def test_a_job_of_100_000_tasks_keeps_the_page_quiet(open_notebook: OpenNotebook
 
     told: list[tuple[str, float]] = notebook.page.evaluate("window.updates")
     at = [when for _, when in told]
-    most = max(sum(start <= t < start + 980 for t in at) for start in at)
+    most = _most_within(at, 980)
     long_tasks: list[float] = notebook.page.evaluate("window.longTasks")
     print(f"messages {len(at)}, at most {most} in a second; long tasks {long_tasks} ms")
     # It ends with two more: the output without the live view, and the model's end.
     assert len(at) > 10
     assert most <= 5 + 2
     middle = [t for t in at if at[0] + 1500 < t < at[-1] - 1500]
-    assert max(sum(start <= t < start + 980 for t in middle) for start in middle) <= 5
+    # Counted where they arrive, some sooner and some later than they were sent: so over
+    # three seconds, which hold one more than fifteen from edge to edge.
+    assert _most_within(middle, 3000) <= 3 * 5 + 1
     assert max(long_tasks, default=0) < 200
+
+
+def _most_within(at: list[float], span_ms: float) -> int:
+    """The most of these moments that lie within such a time."""
+    return max(sum(start <= t < start + span_ms for t in at) for start in at)
 
 
 def test_the_end_of_a_task_is_seen_within_half_a_second(
