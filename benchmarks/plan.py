@@ -59,6 +59,9 @@ QUICK_WORKLOADS = (
     "cancel",
 )
 
+SMOKE_ALIKE = ("many_best", "busy")
+"""Of these, so like others that they show nothing more of whether everything runs."""
+
 LIMIT_S = 60
 """For one workload; a system that takes longer is not waited for, and the table says so."""
 START_AND_STOP_S = 20

@@ -29,6 +29,7 @@ from benchmarks.plan import (
     LIMIT_S,
     QUICK_SYSTEMS,
     QUICK_WORKLOADS,
+    SMOKE_ALIKE,
     START_AND_STOP_S,
     WORKLOADS,
 )
@@ -74,6 +75,8 @@ def _options() -> argparse.Namespace:
     options.rounds = options.rounds or (1 if options.smoke else 3)
     options.systems = options.systems or list(QUICK_SYSTEMS if options.quick else systems.NAMES)
     every = QUICK_WORKLOADS if options.quick else tuple(WORKLOADS)
+    if options.quick and options.smoke:
+        every = tuple(name for name in every if name not in SMOKE_ALIKE)
     options.workloads = options.workloads or list(every)
     return options
 
