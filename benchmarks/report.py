@@ -57,10 +57,11 @@ def about(run: dict[str, Any]) -> str:
     versions = ", ".join(_named(name, run["versions"]) for name in _present(run["results"]))
     warning = "**Tiny sizes: these figures say that it runs, and nothing else.** "
     return (
-        f"{warning if run.get('smoke') else ''}{run['machine']}; {versions}; {run['date']}; rounds: {run['rounds']}, the systems in"
-        f" turn, {run['minutes']:g} minutes. Two workers each. Medians, and in brackets the"
-        " least and the greatest; bold where nbsched reaches its aim. Compare within a row"
-        " only: all of it is one run on one machine."
+        f"{warning if run.get('smoke') else ''}{run['machine']}; {versions}; {run['date']};"
+        f" rounds: {run['rounds']}, the systems in turn, {run['minutes']:g} minutes."
+        " Two workers each. Medians, and in brackets the least and the greatest; bold"
+        " where nbsched reaches its aim. Compare within a row only: all of it is one run"
+        " on one machine."
     )
 
 
