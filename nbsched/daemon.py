@@ -33,7 +33,7 @@ from nbsched.names import Names, new_worker_id
 from nbsched.payload.envelope import Key
 from nbsched.payload.sharedfolder import SharedFolder
 from nbsched.servers import Servers
-from nbsched.settings import Settings, load
+from nbsched.settings import KEPT_S, Settings, load
 from nbsched.storage import Absent, CreatedAt, Delete, Lease, Put, Store
 from nbsched.transport import Bus
 from nbsched.transport.loopback import LoopbackBus
@@ -43,6 +43,7 @@ from nbsched.worker.service import WorkerService
 log = logging.getLogger(__name__)
 
 _RETRY_S = 0.5
+_SWEEP_S = 3600.0
 _VERSIONS_OF = ("nbsched", "cloudpickle", "numpy")
 
 
@@ -93,6 +94,7 @@ class Daemon:
     async def run(self, drain: asyncio.Event, stop: asyncio.Event) -> None:
         """Work until ``drain`` is set and nothing runs any more, or ``stop`` is set."""
         membership = asyncio.ensure_future(self._stay_member(drain))
+        sweeping = asyncio.ensure_future(self._sweep())
         try:
             await _first_of(drain, stop)
             if not stop.is_set():
@@ -104,10 +106,22 @@ class Daemon:
                     task.cancel()
         finally:
             await self.worker.stop()
-            membership.cancel()
-            await asyncio.gather(membership, return_exceptions=True)
+            for background in (membership, sweeping):
+                background.cancel()
+            await asyncio.gather(membership, sweeping, return_exceptions=True)
             await self.bus.close()
             await self.store.close()
+
+    async def _sweep(self) -> None:
+        """Delete shared files of which the logs have nothing any more, either."""
+        folder = SharedFolder.of(self.settings.shared_folder)
+        while folder is not None:
+            try:
+                for job in await asyncio.to_thread(folder.remove_older, KEPT_S):
+                    log.info("job=%s its shared files are deleted", job)
+            except OSError as error:
+                log.warning("the shared folder cannot be looked through: %s", error)
+            await asyncio.sleep(_SWEEP_S)
 
     # ------------------------------------------------------------ membership
 

@@ -30,7 +30,7 @@ from nbsched.model import JobId
 _PENDING, _RUNNING = "PENDING", "RUNNING"
 _NOTIFIED, _FINISHED = "CANCELLED_AND_NOTIFIED", "FINISHED"
 
-_making = threading.Lock()
+_making = threading.RLock()  # a finalizer that runs meanwhile may ask a future, too
 """Held while a future gets its condition, or ends without one. Nothing else is locked in it."""
 
 if sys.version_info >= (3, 11):
@@ -76,9 +76,10 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
 
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]
+        condition = self._own_condition or threading.Condition()
         with _making:
             if self._own_condition is None:
-                self._own_condition = threading.Condition()
+                self._own_condition = condition
             return self._own_condition
 
     @property
@@ -152,8 +153,10 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
             CancelledError: it was cancelled.
             BaseException: what the task raised, with its remote traceback.
         """
-        if self._state == _FINISHED and self._exception is None:
-            return self._result
+        settled, result = self._settled, self._result
+        ended = self._state == _FINISHED and self._exception is None
+        if ended and settled is not None and self._settled is settled:
+            return result  # no retry has come between these lines
         with ends_job_on_interrupt(self, self._on_interrupt):
             try:
                 return super().result(self._sit(timeout))

@@ -121,12 +121,29 @@ class Segment:
         values = self._values
         if values is None:
             assert raw is not None, "the bytes go when the values are there"
-            values = self._values = self._decode(raw)
-            if self._outcome.encoding is not Encoding.ERROR:
-                self._raw = None  # a report is small, and shown without its exception
+            values, lasting = self._decode(raw)
+            if lasting:
+                self._values = values
+                if self._outcome.encoding is not Encoding.ERROR:
+                    self._raw = None  # a report is small, and shown without its exception
         return values
 
-    def _decode(self, raw: memoryview) -> list[Any]:
+    def _decode(self, raw: memoryview) -> tuple[list[Any], bool]:
+        """The values, and whether they will be the same the next time."""
+        if self._outcome.file:
+            try:
+                raw = self._map()
+            except (FileNotFoundError, ResultNotReadableError) as error:
+                return self._all_unreadable(error), True
+            except OSError as error:  # too much is open just now, say
+                return self._all_unreadable(error), False
+        return self._decode_bytes(raw), True
+
+    def _all_unreadable(self, error: Exception) -> list[Any]:
+        outcome = self._outcome
+        return [_Raised(_unreadable(outcome.start, error))] * (outcome.stop - outcome.start)
+
+    def _decode_bytes(self, raw: memoryview) -> list[Any]:
         outcome = self._outcome
         count = outcome.stop - outcome.start
         if outcome.encoding is Encoding.NOTHING:
@@ -134,11 +151,6 @@ class Segment:
         if outcome.encoding is Encoding.ERROR:
             report = msgspec.msgpack.decode(raw, type=ErrorReport)
             return [_Raised(exception_of(report, outcome.start, self._job))] * count
-        if outcome.file:
-            try:
-                raw = self._map()
-            except (OSError, ResultNotReadableError) as error:
-                return [_Raised(_unreadable(outcome.start, error))] * count
         if outcome.encoding is Encoding.SCALARS:
             return list(pickling.loads(raw))
         values, at = [], 0
@@ -153,6 +165,8 @@ class Segment:
                 "it lies in the cluster's shared folder, which is not configured here"
                 " (NBSCHED_SHARED_FOLDER)"
             )
+        if not self._outcome.file.startswith(f"{self._job}/"):
+            raise ResultNotReadableError("its outcome names a file of another job")
         return self._folder.map(self._outcome.file, 0, sum(self._outcome.sizes))
 
 
@@ -225,6 +239,8 @@ class ResultStore:
         self._states = bytearray()
         self._segments: list[Segment | None] = []
         self._rounds: dict[int, int] = {}
+        self._mixed = False
+        """Tasks of one outcome may have ended by another that came first."""
         self._retrying: set[int] = set()
         self._counts = [0, 0, 0, 0]
 
@@ -276,7 +292,7 @@ class ResultStore:
         """
         segment = self._segments[start]
         assert segment is not None, "asked for values before the outcome"
-        if self._rounds:  # single tasks may have another outcome by now
+        if self._rounds or self._mixed:  # single tasks may have another outcome
             return [segment.value(start)]
         return segment.values(start)
 
@@ -305,6 +321,7 @@ class ResultStore:
         if untouched and self._states[span] == bytes(count):
             self._enter(span, _FINAL[outcome.state], segment)
             return [(outcome.start, outcome.stop)]
+        self._mixed = True
         ended = IndexSet()
         for index in range(outcome.start, outcome.stop):
             if self._accepts(index, outcome.round):

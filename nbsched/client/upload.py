@@ -114,6 +114,7 @@ class Upload:
 
     def _begin_log(self, first: list[Packed]) -> JobTracker:
         function = self._append(self._function, 0, 0, 0)
+        self._settle(0)  # the leader relies on it: nothing of a job lies before its callable
         self._record = msgspec.structs.replace(
             self._record,
             function_parts=function.parts,

@@ -141,6 +141,7 @@ class Outbox:
         with self._lock:
             self._entries.append(entry)
             self._open = entry
+            self._unsent.set()  # under the lock: a flush that is under way must not clear it
         return entry.values
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ pickled at once, because the next task might change them.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -64,6 +65,7 @@ class Streak:
 
     def run(self, job: LoadedJob, batch: RunTasks, first: int) -> Stopped | None:
         """Run the tasks from run ``first`` on; None when all have plainly returned."""
+        end = batch.first_run + batch.stop - batch.start
         cells = self._state.cells
         notes = self._disturbances.notes
         start = batch.start + first - batch.first_run
@@ -77,17 +79,20 @@ class Streak:
             items = job.blocks[batch.block].some(start, batch.stop)
         except BaseException as error:
             return Stopped(run, error=error, unreadable=True)
+        take = iter(items).__next__
         began = time.monotonic_ns()
         self._state.started(began)
         try:
             try:
                 self._interrupts.arm_all()
-                for item in items:
+                while run < end:
                     cells[ACTIVE] = run
                     if run < cells[VOID_BELOW]:
                         return Stopped(run, void=True)
                     if timed:
                         self._state.started(time.monotonic_ns())
+                    # Only now: to unpickle an item is to run this task's code.
+                    item = take()
                     if type(item) is Unreadable:
                         return Stopped(run, error=item.error, unreadable=True)
                     value = call(item)
@@ -110,10 +115,16 @@ class Streak:
             except BaseException as error:
                 return self._stopped(run, hit, error)
             finally:
-                self._interrupts.disarm()
-                self._outbox.close()
+                self._end()
         except KeyboardInterrupt as error:  # it came within the lines above
+            self._end()
             return self._stopped(run, hit, error)
+
+    def _end(self) -> None:
+        self._interrupts.disarm()
+        if self._disturbances.forked:
+            os._exit(0)  # a child that a task forked: the outbox's lock may be held for ever
+        self._outbox.close()
 
     def _stopped(self, run: int, hit: int, error: BaseException) -> Stopped:
         """``hit`` is the run that was interrupted last before the streak began."""

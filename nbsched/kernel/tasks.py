@@ -199,6 +199,7 @@ class TaskRunner:
 
     def _send_result(self, task: _Task, value: Any) -> None:
         if outcomes.is_small_scalar(value):
+            self._outbox.close()  # an interrupt may have kept a streak from doing it
             self._outbox.scalar(task.batch, task.run, task.index, value, task.elapsed_s())
         else:
             self._pickle(task, value, task.elapsed_s())

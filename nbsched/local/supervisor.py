@@ -31,8 +31,6 @@ from nbsched.local.home import FileLock, Home
 from nbsched.local.launch import Verdict, python_command
 from nbsched.local.process import Child, Command, Family
 from nbsched.local.runtime import Identity, NotReadyError, Part, Plan, RefusedError, Runtime
-from nbsched.payload.sharedfolder import SharedFolder
-from nbsched.settings import KEPT_S
 
 logger = logging.getLogger(__name__)
 
@@ -194,15 +192,9 @@ class Supervisor:
                 self._publish_if_possible()
             if self._plan.shared and time.monotonic() >= next_idle_check:
                 next_idle_check = self._next_idle_check()
-                self._remove_old_payloads()
                 if self._idle_long_enough():
                     logger.info("stopping: unused for %g s", self._plan.idle_stop_s)
                     return
-
-    def _remove_old_payloads(self) -> None:
-        """Those of which the logs have nothing any more, either."""
-        with contextlib.suppress(OSError):  # there are none yet, or the next look will succeed
-            SharedFolder(self._home.payloads).remove_older(KEPT_S)
 
     def _publish_if_possible(self) -> None:
         try:

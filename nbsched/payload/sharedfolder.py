@@ -13,12 +13,14 @@ uncertainty as JetStream, which syncs every two minutes.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import re
 import secrets
 import shutil
 import time
+import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +30,9 @@ from nbsched.payload.frames import Chunk
 
 SHARE_BYTES = 64 * 1024
 """From this size on a file costs less than the way through the log."""
+_LEAVE_BYTES = 2 << 30
+_MOST_MAPPED = 256
+"""Mappings at a time, beyond which files are read: each holds a descriptor."""
 _MOST_CHUNKS = 512
 """In one call of writev; the system takes 1024."""
 _NAME = re.compile(r"[A-Za-z0-9_-]+/[A-Za-z0-9_-]+")
@@ -65,6 +70,7 @@ class SharedFolder:
 
     def write(self, job: str, name: str, chunks: Sequence[Chunk]) -> str:
         """Write a file; returns its name for `map`. Raises OSError, and leaves nothing then."""
+        self._check_room()
         unique = f"{job}/{name}-{secrets.token_hex(4)}"
         path = self._path / unique
         try:
@@ -85,7 +91,8 @@ class SharedFolder:
     def map(self, name: str, start: int = 0, stop: int | None = None) -> memoryview:
         """The bytes of a file, as memory of this process's own: writing changes a copy.
 
-        Raises OSError when it is not there, or not whole.
+        Raises FileNotFoundError when it is not there, or not whole; OSError when the
+        process has too much open.
         """
         fd = os.open(self._locate(name), os.O_RDONLY)
         try:
@@ -95,11 +102,9 @@ class SharedFolder:
                 raise FileNotFoundError(f"{name} has {size} bytes, and {end} were written")
             if end <= start:
                 return memoryview(b"")
-            offset = start - start % mmap.ALLOCATIONGRANULARITY
-            mapped = mmap.mmap(fd, end - offset, access=mmap.ACCESS_COPY, offset=offset)
+            return _mapped(fd, start, end) or _read(fd, start, end)
         finally:
             os.close(fd)
-        return memoryview(mapped)[start - offset :]
 
     def remove(self, job: str) -> None:
         """Delete a job's files; whoever has mapped one keeps it."""
@@ -116,10 +121,52 @@ class SharedFolder:
                     removed.append(folder.name)
         return removed
 
+    def _check_room(self) -> None:
+        """Leave some to the servers: their logs lie on the same disk, and say when it is full."""
+        disk = os.statvfs(self._path)
+        least = min(_LEAVE_BYTES, disk.f_blocks * disk.f_frsize // 20)
+        if disk.f_bavail * disk.f_frsize < least:
+            raise OSError(errno.ENOSPC, f"less than {least >> 20} MiB are left", str(self._path))
+
     def _locate(self, name: str) -> Path:
         if not _NAME.fullmatch(name):
             raise FileNotFoundError(f"{name!r} is no name of a shared file")
         return self._path / name
+
+
+class _Mappings:
+    """How many live in this process."""
+
+    count = 0
+
+    @classmethod
+    def ended(cls) -> None:
+        cls.count -= 1
+
+
+def _mapped(fd: int, start: int, end: int) -> memoryview | None:
+    """A private mapping; None when there are enough of them."""
+    if _Mappings.count >= _MOST_MAPPED:
+        return None
+    offset = start - start % mmap.ALLOCATIONGRANULARITY
+    try:
+        mapped = mmap.mmap(fd, end - offset, access=mmap.ACCESS_COPY, offset=offset)
+    except OSError:
+        return None
+    _Mappings.count += 1
+    weakref.finalize(mapped, _Mappings.ended).atexit = False
+    return memoryview(mapped)[start - offset :]
+
+
+def _read(fd: int, start: int, end: int) -> memoryview:
+    data = memoryview(bytearray(end - start))
+    done = 0
+    while done < len(data):
+        count = os.preadv(fd, [data[done:]], start + done)
+        if not count:
+            raise FileNotFoundError("the file became shorter while it was read")
+        done += count
+    return data
 
 
 def _create(path: Path) -> int:

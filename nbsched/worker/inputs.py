@@ -115,8 +115,12 @@ class InputCache:
         if ref is None:
             self._on_missing(piece, None, "the leader named no block for it")
             return None
-        data = FileSource(ref.file, ref.nbytes) if ref.file else self._get((piece.job, ref.block))
-        if data is None and not piece.brief.inline:
+        data: Source | None
+        if ref.file:
+            data = self._file(piece, ref.file, ref.nbytes)
+        else:
+            data = self._get((piece.job, ref.block))
+        if data is None and not (piece.brief.inline or ref.file):
             self._fetch((piece.job, ref.block), piece, ref)
         if function is None or data is None:
             return None
@@ -161,11 +165,18 @@ class InputCache:
     def _function(self, piece: Piece) -> Source | None:
         brief = piece.brief
         if brief.function_file:
-            return FileSource(brief.function_file, brief.function_bytes)
+            return self._file(piece, brief.function_file, brief.function_bytes)
         function = self._get((piece.job, 0))
         if function is None:
             self._fetch((piece.job, _INLINE if brief.inline else 0), piece, None)
         return function
+
+    def _file(self, piece: Piece, name: str, nbytes: int) -> FileSource | None:
+        """A file of this job: a record that names another job's is not to be believed."""
+        if name.startswith(f"{piece.job}/in-"):
+            return FileSource(name, nbytes)
+        self._on_missing(piece, None, f"its record names {name!r}, which is not its own")
+        return None
 
     def _ref(self, piece: Piece) -> BlockRef | None:
         inline = self._inline_refs.get(piece.job)

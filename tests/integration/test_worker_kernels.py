@@ -399,6 +399,41 @@ def test_neighbours_of_a_killed_task_are_neither_lost_nor_blamed() -> None:
     run(scenario())
 
 
+class _Deadly:
+    """An item that kills whoever unpickles it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (9,)
+
+
+def test_an_item_that_kills_its_kernel_is_blamed_and_its_neighbours_are_not() -> None:
+    async def scenario() -> None:
+        items: list[Any] = [[i] for i in range(20)]
+        items[7] = _Deadly()
+        async with bench(cpus=1) as b:
+            warm = await b.finish(b.job(len, [[1]], chunksize=20))
+            assert warm.values() == [1]
+            job = await b.finish(b.job(len, items, chunksize=20, max_crashes=1))
+            states = [job.results[i][-1].outcome.state for i in range(20)]
+            assert states == [FAILED if i == 7 else OK for i in range(20)]
+            assert failed_with(job.results[7][-1].error, "TaskCrashedError")
+
+    run(scenario())
+
+
+def test_a_file_that_is_not_the_jobs_own_is_not_unpickled() -> None:
+    async def scenario() -> None:
+        async with bench() as b:
+            job = b.job(len, [[1]], function_file="another-job/in-0-abcd1234", function_bytes=10)
+            await b.finish(job)
+            error = job.results[0][0].error
+            assert error is not None
+            assert error.system == "InputNotReadableError"
+            assert "not its own" in error.message
+
+    run(scenario())
+
+
 def test_a_segfault_is_named() -> None:
     async def scenario() -> None:
         def crash(_: int) -> None:

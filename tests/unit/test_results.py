@@ -46,6 +46,21 @@ def test_the_first_outcome_of_a_task_wins() -> None:
     assert [store.value(i) for i in range(3)] == [1, 2, 3]
 
 
+def test_values_in_a_row_leave_out_those_that_came_too_late() -> None:
+    store = ResultStore("j")
+    store.grow(6)
+    cancelled = Outcome(2, 4, 0, 1, OutcomeState.CANCELLED)
+    store.apply(cancelled, memoryview(b""))
+    _scalars(store, 0, [0, 1, 2, 3, 4, 5])
+    found: list[Any] = []
+    while len(found) < 2:
+        found += store.values(len(found))
+    assert found == [0, 1]
+    with pytest.raises(CancelledError):
+        store.values(2)
+    assert store.values(4)[0] == 4
+
+
 def test_a_later_round_replaces_an_outcome_and_an_earlier_one_does_not() -> None:
     store = ResultStore("j")
     _scalars(store, 0, [1])

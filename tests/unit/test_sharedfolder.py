@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from nbsched.errors import ConfigurationError
+from nbsched.payload import sharedfolder
 from nbsched.payload.sharedfolder import SharedFolder
 
 
@@ -84,3 +85,39 @@ def test_old_jobs_go_and_others_stay(folder: SharedFolder, tmp_path: Path) -> No
     assert bytes(folder.map(new)) == b"2"
     with pytest.raises(FileNotFoundError):
         folder.map(old)
+
+
+def test_more_files_than_may_be_mapped_are_read_instead(
+    folder: SharedFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharedfolder, "_MOST_MAPPED", sharedfolder._Mappings.count + 3)
+    names = [folder.write("job", "x", [bytes([i]) * 10_000]) for i in range(10)]
+    before = len(os.listdir("/proc/self/fd"))
+    kept = [folder.map(name, 1) for name in names]
+    assert len(os.listdir("/proc/self/fd")) <= before + 3
+    for i, data in enumerate(kept):
+        assert bytes(data) == bytes([i]) * 9_999
+        data[0] = 255
+    assert all(folder.map(name)[1] == i for i, name in enumerate(names))
+    count = sharedfolder._Mappings.count
+    del kept, data
+    assert sharedfolder._Mappings.count < count
+
+
+def test_the_last_room_on_the_disk_is_left_to_the_servers(
+    folder: SharedFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharedfolder, "_LEAVE_BYTES", 2**62)
+    statvfs = os.statvfs
+
+    class _Full:
+        def __init__(self, path: Path) -> None:
+            self._real = statvfs(path)
+            self.f_bavail = 1
+
+        def __getattr__(self, name: str) -> int:
+            return int(getattr(self._real, name))
+
+    monkeypatch.setattr(os, "statvfs", _Full)
+    with pytest.raises(OSError, match="left"):
+        folder.write("job", "x", [b"data"])
