@@ -102,7 +102,8 @@ def _slice_size(state: State, job: Job, worker: Worker) -> int:
     least = max(1, math.ceil(LEAST_SLICE_S * worker.cpus / seconds)) if job.task_s else slots
     slots_there = state.fleets[worker.python].slots
     share = math.ceil(len(job.fresh) * worker.cpus / (2 * max(1, slots_there)))
-    return max(1, min(math.floor(room + 1e-6), max(least, share)))
+    # Rounded up, or the rest would make a slice of one task.
+    return max(1, min(math.ceil(room - 1e-6), max(least, share)))
 
 
 def _place(state: State, job: Job, worker: Worker, count: int) -> SendSlice:

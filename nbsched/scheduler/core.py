@@ -173,7 +173,7 @@ def _relieve(state: State, job: Job, author: WorkerId) -> list[Command]:
 
 def _measure(worker: Worker, job: JobId, outcome: Outcome) -> None:
     if outcome.elapsed_s > 0:
-        worker.measure(job, outcome.elapsed_s / max(1, outcome.stop - outcome.start))
+        worker.measure(job, outcome.elapsed_s, max(1, outcome.stop - outcome.start))
 
 
 def _cancel_asked(state: State, event: events.CancelAsked) -> list[Command]:

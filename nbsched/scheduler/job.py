@@ -29,10 +29,8 @@ from nbsched.model import JobRecord, JobState, RequestId, TaskRange, WorkerId
 from nbsched.scheduler.ended import Ended
 from nbsched.scheduler.history import Histories, TaskHistory
 from nbsched.scheduler.openrequests import OpenRequests
+from nbsched.scheduler.pace import learn
 from nbsched.scheduler.roundmap import RoundMap
-
-_SPEED_WEIGHT = 0.3
-"""Weight of a new measurement in the running mean of seconds per task."""
 
 
 @dataclass
@@ -211,7 +209,8 @@ class Job:
     def apply(self, worker: WorkerId, outcome: Outcome, now: float) -> list[Range]:
         """An outcome was read from the log: the first valid one of a round counts."""
         if outcome.state is OutcomeState.OK and outcome.elapsed_s > 0:
-            self._measure(outcome.elapsed_s / max(1, outcome.stop - outcome.start))
+            tasks = max(1, outcome.stop - outcome.start)
+            self.task_s = learn(self.task_s, outcome.elapsed_s, tasks)
         if outcome.state is OutcomeState.RETRY:
             return self._apply_retry(outcome, worker, now)
         to_cancel: list[Range] = []
@@ -375,9 +374,3 @@ class Job:
     def _forget_empty(self, worker: WorkerId) -> None:
         if not self.assigned[worker]:
             del self.assigned[worker]
-
-    def _measure(self, seconds: float) -> None:
-        if self.task_s is None:
-            self.task_s = seconds
-        else:
-            self.task_s += _SPEED_WEIGHT * (seconds - self.task_s)

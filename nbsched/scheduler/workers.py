@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from nbsched.model import JobId, WorkerId
-
-_SPEED_WEIGHT = 0.3
+from nbsched.scheduler.pace import learn
 
 
 @dataclass
@@ -52,9 +51,8 @@ class Worker:
             self.tasks.pop(job, None)
             self.task_cpus.pop(job, None)
 
-    def measure(self, job: JobId, seconds: float) -> None:
-        old = self.task_s.get(job)
-        self.task_s[job] = seconds if old is None else old + _SPEED_WEIGHT * (seconds - old)
+    def measure(self, job: JobId, seconds: float, tasks: int) -> None:
+        self.task_s[job] = learn(self.task_s.get(job), seconds, tasks)
 
     def forget(self, job: JobId) -> None:
         self.set_assigned(job, 0)

@@ -309,8 +309,8 @@ def test_a_free_slot_is_taken_before_a_short_backlog() -> None:
     """A worker whose tasks were measured as short looked lighter than a free slot, and
     what it was given was recalled and given to it again, without end."""
     world = _world(1, 3)
-    world.state.workers[WorkerId("w0")].measure(J, 0.001)
-    world.state.workers[WorkerId("w1")].measure(J, 0.4)
+    world.state.workers[WorkerId("w0")].measure(J, 0.001, 1)
+    world.state.workers[WorkerId("w1")].measure(J, 0.4, 1)
     world.feed(events.JobAdded(job_record(total=3)))
     assert {worker.id: len(worker.held) for worker in world.workers.values()} == {"w0": 1, "w1": 2}
 

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections import deque
 
+import pytest
+
 from nbsched.messages import Outcome, OutcomeState
 from nbsched.model import JobId, WorkerId
 from nbsched.scheduler import commands, events
 from nbsched.scheduler.core import step
+from nbsched.scheduler.pace import learn
 from nbsched.scheduler.state import State
 from support.simulation import job_record
 
@@ -69,3 +72,27 @@ def test_a_million_tiny_tasks_are_a_few_dozen_messages() -> None:
     assert len(ramp.sizes) <= 10
     assert ramp.rounds <= 3
     assert len(ramp.sizes) + ramp.messages <= 48
+
+
+@pytest.mark.parametrize("first_s", [0.001, 0.02, 0.1])
+def test_a_slow_first_task_is_forgotten_with_the_next_slices(first_s: float) -> None:
+    ramp = _Ramp(1_000_000, first_s).run()
+    assert len(ramp.sizes) <= 16
+    assert ramp.rounds <= 6
+
+
+def test_no_slice_of_one_task_fills_the_rest_of_a_worker() -> None:
+    ramp = _Ramp(1_000_000, first_s=0.0007).run()
+    assert min(ramp.sizes) > 1
+
+
+def test_one_odd_task_does_not_decide_the_pace_and_some_do() -> None:
+    pace = learn(learn(None, 1.0, 1000), 1.0, 1)
+    assert 0.1 < pace < 0.5
+    for _ in range(8):
+        pace = learn(pace, 1.0, 1)
+    assert pace > 0.9
+
+
+def test_many_tasks_of_one_message_count_as_many() -> None:
+    assert learn(0.1, 1000 * TINY_S, 1000) == pytest.approx(TINY_S)
