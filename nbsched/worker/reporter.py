@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 _INTERVAL_S = 0.2
 """At most five reports a second; the last change is always reported."""
-_LOOK_S = 0.02
+_LOOK_S = 0.05
 """While tasks are held, how often to look whether others run than were reported: a
 kernel says that in shared memory, not by a message."""
 _HEARTBEAT_S = 5.0
