@@ -72,7 +72,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--workloads", type=lambda text: text.split(","))
     options = parser.parse_args()
     options.partial = bool(options.systems or options.workloads)
-    options.rounds = options.rounds or (1 if options.smoke else 3)
+    options.rounds = options.rounds or (1 if options.smoke else 2 if options.quick else 3)
     options.systems = options.systems or list(QUICK_SYSTEMS if options.quick else systems.NAMES)
     every = QUICK_WORKLOADS if options.quick else tuple(WORKLOADS)
     if options.quick and options.smoke:
