@@ -22,7 +22,7 @@ WORKLOADS: dict[str, tuple[Row, ...]] = {
     "cold": (Row("cold start to first result, s", "s", less=True, aim=1.0),),
     "join": (Row("joining a running cluster, s", "s", less=True, aim=0.1),),
     "submit": (
-        Row("`submit`, there and back, median, ms", "p50 ms", less=True, aim=1.5),
+        Row("submit, there and back, median, ms", "p50 ms", less=True, aim=1.5),
         Row("the same, 99th percentile, ms", "p99 ms", less=True),
     ),
     "tiny": (Row("10,000 tiny tasks, default settings, per s", "per s", aim=100_000),),

@@ -14,7 +14,7 @@ import linecache
 import pickle
 from collections.abc import Callable, Iterator
 from functools import partial
-from types import BuiltinFunctionType, FunctionType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple, TypeVar
 
 import cloudpickle
@@ -80,6 +80,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         ours = reducers.reduce(obj)
         if ours is not None:
             return ours
+        if isinstance(obj, CodeType):
+            return reducers.code(obj)
         if isinstance(obj, ModuleType):
             return self._reduce_module(obj)
         if self._sourced and isinstance(obj, (FunctionType, type)):

@@ -14,13 +14,14 @@ import linecache
 import sys
 from collections.abc import Callable
 from operator import attrgetter
-from types import FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import cloudpickle
 
 _Cached = type(functools.lru_cache(abs))
 _DISPATCHING = functools.singledispatch(abs).__code__  # type: ignore[attr-defined]
+_NO_FILE = "<dynamic-code>"
 _OPEN_FILES = (
     io.TextIOWrapper,
     io.BufferedReader,
@@ -45,6 +46,15 @@ def reduce(obj: Any) -> tuple[Any, ...] | None:
         registry = dict(obj.registry)  # type: ignore[attr-defined]
         return dispatching, (registry.pop(object), tuple(registry.items()))
     return None
+
+
+def code(obj: CodeType) -> tuple[Any, ...]:
+    """cloudpickle's way with a code object, and the name of its file kept.
+
+    cloudpickle 3.1.3 puts another name in its place, and tracebacks lose their lines.
+    """
+    make, args = cloudpickle.Pickler.dispatch_table[CodeType](obj)
+    return make, tuple(obj.co_filename if arg == _NO_FILE else arg for arg in args)
 
 
 def cached(fn: Callable[..., Any], maxsize: int | None, typed: bool) -> Any:
