@@ -8,6 +8,10 @@ asyncio: the interpreter belongs to the user's code.
     sharedstate   what the daemon can see, and say, without a message
     loop          the kernel's main loop: one task after another
     jobs          callables, items and policies, unpickled once
+    tasks         one task, and whatever it ends in
+    streak        short tasks, with as little between them as possible
+    disturbances  what a task may have done to the next one
+    output        what tasks print
     workplace     the folder and the import path that tasks find
     outbox        outcomes on their way back
     outcomes      how results and errors become bytes

@@ -189,7 +189,7 @@ def _dump(
 
 
 def dump_function(fn: Callable[..., Any], retry: object | None = None) -> Frame:
-    """Pickle a callable with its sources and its retry policy. Layout: see `blocks`.
+    """Pickle a callable with its sources and its retry policy. Layout: see `frames`.
 
     Raises:
         NotPicklableError: names the member that cannot be pickled.
