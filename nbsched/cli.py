@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,9 +27,33 @@ if TYPE_CHECKING:
 
 _Command = TypeVar("_Command", bound=Callable[..., object])
 
-_ENDED = ("succeeded", "failed", "cancelled")
+_ENDED = ("succeeded", "failed", "cancelled", "incomplete")
 _STATES = ("waiting", "running", *_ENDED)
 _NOT_RUNNING = "No local cluster is running here. Start it: nbsched up"
+
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_MOST_WEEKS = 5200
+"""A century. So long before now there is a date, as there is none before the year 1."""
+
+
+class Duration(click.ParamType):  # type: ignore[type-arg]
+    """A number with a unit: 90s, 30m, 12h, 7d, 2w."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> timedelta:
+        if isinstance(value, timedelta):
+            return value
+        try:
+            seconds = float(value[:-1]) * _SECONDS[value[-1:]]
+        except (KeyError, ValueError):
+            seconds = -1.0
+        if seconds > _MOST_WEEKS * _SECONDS["w"]:
+            self.fail(f"{value!r} is too long; write {_MOST_WEEKS}w or less.", param, ctx)
+        if seconds >= 0:
+            return timedelta(seconds=seconds)
+        self.fail(f"{value!r} is no duration; write 90s, 30m, 12h or 7d.", param, ctx)
 
 
 class _Commands(click.Group):
@@ -155,6 +179,13 @@ def status(as_json: bool, **servers: str | None) -> None:
 @click.option("--tag", multiple=True, help="Only with this tag; patterns with * and ? may be.")
 @click.option("--name", help="Only of this name; patterns with * and ? may be.")
 @click.option("--limit", "-n", default=20, show_default=True, help="How many; 0 is all.")
+@click.option("--prune", is_flag=True, help="Delete those that have ended, for good.")
+@click.option(
+    "--older-than",
+    type=Duration(),
+    help="With --prune: only what ended so long ago, e.g. 90s, 30m, 12h, 7d.",
+)
+@click.option("--all-ended", is_flag=True, help="With --prune: all that have ended.")
 @_server_options
 @_json_option
 def jobs(
@@ -162,12 +193,29 @@ def jobs(
     tag: tuple[str, ...],
     name: str | None,
     limit: int,
+    prune: bool,
+    older_than: timedelta | None,
+    all_ended: bool,
     as_json: bool,
     **servers: str | None,
 ) -> None:
-    """List jobs, newest first. Several --state or --tag mean any of them."""
+    """List jobs, newest first. Several --state or --tag mean any of them.
+
+    With --prune, delete those that have ended instead: records, inputs and results.
+    """
+    if not prune and (older_than is not None or all_ended):
+        raise click.UsageError("--older-than and --all-ended go with --prune.")
+    if prune and not (older_than is not None or all_ended or state or tag or name):
+        raise click.UsageError(
+            "--prune deletes results for good. Say of which jobs: --older-than, --state, --tag,"
+            " --name, or --all-ended."
+        )
     with _connected(servers) as connected:
         found = connected.jobs(state=state or None, tag=tag or None, name=name)
+        if prune:
+            ended_by = datetime.now(timezone.utc) - (older_than or timedelta())
+            _print_pruned(_prune(connected, found, ended_by), as_json)
+            return
     shown = found[:limit] if limit > 0 else found
     if as_json:
         _print_json(shown)
@@ -206,6 +254,28 @@ def demo(serial: bool, as_json: bool) -> None:
     from nbsched import demo as work
 
     work.run(serial=serial, as_json=as_json)
+
+
+def _prune(connected: Cluster, found: Sequence[JobInfo], ended_by: datetime) -> list[str]:
+    """Forget what had ended by then; returns the ids."""
+    from nbsched.errors import JobNotEndedError, JobNotFoundError
+
+    forgotten: list[str] = []
+    for job in found:
+        if job.state in _ENDED and job.ended is not None and job.ended <= ended_by:
+            # Opened again, or forgotten by somebody else, since they were listed.
+            with suppress(JobNotEndedError, JobNotFoundError):
+                connected.forget(job.id)
+                forgotten.append(job.id)
+    return forgotten
+
+
+def _print_pruned(forgotten: list[str], as_json: bool) -> None:
+    if as_json:
+        _print_json({"forgotten": forgotten})
+    else:
+        jobs = "1 job is" if len(forgotten) == 1 else f"{len(forgotten)} jobs are"
+        click.echo(f"{jobs} forgotten.")
 
 
 def _unfinished(settings: Settings) -> int:

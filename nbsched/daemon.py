@@ -24,18 +24,24 @@ import click
 import msgspec
 
 import nbsched
-from nbsched.errors import NbschedError, StoreUnreachableError
+from nbsched import clusterkey
+from nbsched.errors import (
+    ConfigurationError,
+    ConnectError,
+    NbschedError,
+    StoreUnreachableError,
+)
 from nbsched.leader import election
 from nbsched.leader.election import Leadership
 from nbsched.leader.service import LeaderService
-from nbsched.model import Candidate, Term, WorkerRecord, to_json
+from nbsched.model import Candidate, JobId, Term, WorkerRecord, to_json
 from nbsched.names import Names, new_worker_id
 from nbsched.payload.envelope import Key
 from nbsched.payload.sharedfolder import SharedFolder
 from nbsched.servers import Servers
-from nbsched.settings import KEPT_S, Settings, load
+from nbsched.settings import Settings, load
 from nbsched.storage import Absent, CreatedAt, Delete, Lease, Put, Store
-from nbsched.transport import Bus
+from nbsched.transport import Bus, LogLostError
 from nbsched.transport.loopback import LoopbackBus
 from nbsched.worker.cpus import usable_cpus
 from nbsched.worker.service import WorkerService
@@ -44,6 +50,8 @@ log = logging.getLogger(__name__)
 
 _RETRY_S = 0.5
 _SWEEP_S = 3600.0
+_LEFT_ALONE_S = 3600.0
+"""Files may be there for so long before the record of their job is."""
 _VERSIONS_OF = ("nbsched", "cloudpickle", "numpy")
 
 
@@ -62,7 +70,8 @@ class Daemon:
     @classmethod
     async def start(cls, settings: Settings, cpus: int) -> Daemon:
         """Connect and start the kernels. Raises ConnectError, ConfigurationError."""
-        SharedFolder.of(settings.shared_folder)  # an error before anything is started
+        if settings.shared_folder is not None:
+            SharedFolder.open(settings.shared_folder)  # an error before anything is started
         host = socket.gethostname()
         worker_id = new_worker_id(host)
         servers = await Servers.connect(settings, name=f"nbsched-worker {worker_id}")
@@ -92,11 +101,16 @@ class Daemon:
         return cls(record, settings, names, key, store, bus, worker)
 
     async def run(self, drain: asyncio.Event, stop: asyncio.Event) -> None:
-        """Work until ``drain`` is set and nothing runs any more, or ``stop`` is set."""
+        """Work until ``drain`` is set and nothing runs any more, or ``stop`` is set.
+
+        Raises ConfigurationError: it does not belong to the cluster any more.
+        """
         membership = asyncio.ensure_future(self._stay_member(drain))
         sweeping = asyncio.ensure_future(self._sweep())
         try:
-            await _first_of(drain, stop)
+            await _first_of(drain, stop, membership)
+            if membership.done():
+                membership.result()
             if not stop.is_set():
                 log.info("worker=%s drains", self.record.id)
                 draining = asyncio.ensure_future(self.worker.drain(None))
@@ -113,15 +127,22 @@ class Daemon:
             await self.store.close()
 
     async def _sweep(self) -> None:
-        """Delete shared files of which the logs have nothing any more, either."""
-        folder = SharedFolder.of(self.settings.shared_folder)
+        """Delete shared files that a leader could not: of jobs that are not there any more,
+        written after their end, or never committed."""
+        settings = self.settings
+        folder = SharedFolder.of(settings.shared_folder, settings.namespace, self.key.id)
         while folder is not None:
             try:
-                for job in await asyncio.to_thread(folder.remove_older, KEPT_S):
-                    log.info("job=%s its shared files are deleted", job)
-            except OSError as error:
+                await self._sweep_once(folder)
+            except (OSError, ConnectError) as error:
                 log.warning("the shared folder cannot be looked through: %s", error)
             await asyncio.sleep(_SWEEP_S)
+
+    async def _sweep_once(self, folder: SharedFolder) -> None:
+        for job in await asyncio.to_thread(folder.unchanged_for, _LEFT_ALONE_S):
+            if await self.store.get(self.names.job(JobId(job))) is None:
+                await asyncio.to_thread(folder.remove, job)
+                log.info("job=%s does not exist; its shared files are deleted", job)
 
     # ------------------------------------------------------------ membership
 
@@ -131,9 +152,13 @@ class Daemon:
             lease: Lease | None = None
             try:
                 lease = await self.store.lease(self.settings.lease_ttl_s)
+                self.worker.serve_under(lease)
                 await self._register(lease, draining=drain.is_set())
                 await self._serve_under(lease, drain)
+                self.worker.disowned()
                 log.warning("worker=%s: its lease vanished; it registers again", self.record.id)
+            except ConfigurationError:
+                raise
             except StoreUnreachableError as error:
                 log.warning("worker=%s cannot register yet: %s", self.record.id, error)
             except Exception:
@@ -152,6 +177,10 @@ class Daemon:
         )
         if not commit.succeeded:
             raise NbschedError(f"The candidate key {candidacy.key} exists already.")
+        if commit.revision < self.worker.term:
+            log.error("etcd has lost its data: revision %d comes after a leader's", commit.revision)
+            self.worker.forget_terms()
+        await clusterkey.keep(self.store, self.names, self.settings, self.key)
         log.info(
             "worker=%s joined %s with %s CPUs",
             self.record.id,
@@ -250,7 +279,7 @@ class Daemon:
             await service.run()
         except asyncio.CancelledError:
             raise
-        except election.LeadershipLostError as error:
+        except (election.LeadershipLostError, LogLostError) as error:
             log.warning("term=%s ends: %s", term, error)
         except Exception:
             log.exception("term=%s ends by an error", term)
@@ -262,9 +291,9 @@ async def _end(task: asyncio.Task[None]) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def _first_of(*conditions: asyncio.Event) -> None:
-    waits = [asyncio.ensure_future(condition.wait()) for condition in conditions]
-    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+async def _first_of(drain: asyncio.Event, stop: asyncio.Event, ends: asyncio.Task[None]) -> None:
+    waits = [asyncio.ensure_future(condition.wait()) for condition in (drain, stop)]
+    await asyncio.wait([*waits, ends], return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:
         wait.cancel()
 
@@ -317,6 +346,7 @@ def _versions() -> dict[str, str]:
 @click.option("--nats-cert", help="Client certificate (PEM).")
 @click.option("--nats-key", help="Key of the client certificate (PEM).")
 @click.option("--lease-ttl-s", type=float, help="Seconds until a dead daemon is noticed.")
+@click.option("--retention-s", type=float, help="Seconds that ended jobs are kept; inf: for ever.")
 @click.option("--verbose", "-v", is_flag=True, help="Log every event.")
 @click.version_option(nbsched.__version__, prog_name="nbsched-worker")
 def main(cpus: int | None, verbose: bool, **options: object) -> None:

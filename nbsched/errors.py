@@ -10,24 +10,30 @@ and waiting too long is the built-in ``TimeoutError``, as everywhere in Python.
     │   └── NotCallableError      what is to be mapped or submitted is not callable
     ├── ConnectError              a server cannot be used
     │   ├── StoreUnreachableError     etcd
+    │   │   └── StoreFullError            it has no room, and takes no writes
     │   ├── BusUnreachableError       NATS
     │   └── JetStreamMissingError     NATS without JetStream
     ├── LocalClusterError         this machine's own cluster does not start or stop
     ├── NoWorkersError            nobody is there to run the work
     ├── VersionMismatchError      client and workers have different Python versions
     ├── JobNotFoundError          no such job in this namespace
+    │   └── JobForgottenError         there was one, and its data are gone
+    ├── JobNotEndedError          a job that has not ended cannot be forgotten
+    ├── ResultsLostError          a job has ended, and its results are not in the log
+    ├── JobIncompleteError        a job was sealed before its client had sent all items
     ├── AuthenticationError       bytes that nobody with the cluster's key has signed
     ├── NotPicklableError         a callable or an item cannot be sent
     └── TaskError                 a task that ended without an exception of its own
         ├── TaskCrashedError          its kernel or host died, or it called sys.exit
         ├── TaskTimeoutError          it ran longer than task_timeout
+        ├── TaskMemoryError           it needed more memory than its limit, memory=
         ├── RetriesExhaustedError     retry_if_result was never satisfied
         ├── InputNotReadableError     the worker cannot unpickle the callable or item
         ├── ResultNotPicklableError   its result or exception cannot be sent back
         ├── ResultTooLargeError       its result is over the worker's limit
         └── ResultNotReadableError    its result cannot be unpickled here
 
-`LargeCallableWarning` is a ``UserWarning``: the work goes on.
+`LargeCallableWarning` and `IncompleteJobWarning` are ``UserWarning``s: the work goes on.
 
 `RemoteTraceback` is no error of its own: it is the ``__cause__`` that shows where a
 task's exception was raised.
@@ -36,6 +42,8 @@ Messages give the fact, the cause and the next step.
 """
 
 from __future__ import annotations
+
+from nbsched.attempts import PastAttempt
 
 
 class NbschedError(Exception):
@@ -62,6 +70,10 @@ class StoreUnreachableError(ConnectError):
     """etcd does not answer."""
 
 
+class StoreFullError(StoreUnreachableError):
+    """etcd has no room left: it answers questions, and takes no writes."""
+
+
 class BusUnreachableError(ConnectError):
     """NATS does not answer."""
 
@@ -86,6 +98,22 @@ class JobNotFoundError(NbschedError, LookupError):
     """No such job in this namespace."""
 
 
+class JobForgottenError(JobNotFoundError):
+    """The job was removed, and with it what had not been loaded here yet."""
+
+
+class ResultsLostError(NbschedError):
+    """A job has ended, and not all of its outcomes are in the results log any more."""
+
+
+class JobIncompleteError(NbschedError):
+    """The job was sealed while its client was away: items that came later are not in it."""
+
+
+class JobNotEndedError(NbschedError):
+    """A job that has not ended cannot be forgotten."""
+
+
 class AuthenticationError(NbschedError):
     """Bytes arrived that nobody with the cluster's key has signed."""
 
@@ -98,15 +126,23 @@ class TaskError(NbschedError):
     """A task ended without an exception of its own.
 
     ``index`` is the task's position in its job, ``details`` what is known beyond
-    the message (``cause``, ``signal``, ``exit_code``, ``tail`` of its output, …).
+    the message (``cause``, ``signal``, ``exit_code``, ``worker``, ``peak_bytes``,
+    ``tail`` of its output, …), ``history`` its attempts of this round that ended
+    before the user was told, this one last.
     """
 
     def __init__(
-        self, message: str, *, index: int | None = None, details: dict[str, object] | None = None
+        self,
+        message: str,
+        *,
+        index: int | None = None,
+        details: dict[str, object] | None = None,
+        history: tuple[PastAttempt, ...] = (),
     ) -> None:
         super().__init__(message)
         self.index = index
         self.details: dict[str, object] = dict(details or {})
+        self.history = history
 
 
 class TaskCrashedError(TaskError):
@@ -115,6 +151,10 @@ class TaskCrashedError(TaskError):
 
 class TaskTimeoutError(TaskError, TimeoutError):
     """The task ran longer than ``task_timeout``."""
+
+
+class TaskMemoryError(TaskError, MemoryError):
+    """The task needed more than its ``memory`` limit."""
 
 
 class RetriesExhaustedError(TaskError):
@@ -150,3 +190,7 @@ class RemoteTraceback(Exception):  # noqa: N818 - it is no error, it shows where
 
 class LargeCallableWarning(UserWarning):
     """A callable drags much data along: a large global, closure variable or default."""
+
+
+class IncompleteJobWarning(UserWarning):
+    """A job has results for a part of its items only: its client died while it uploaded."""

@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from nbsched.attempts import PastAttempt
 from nbsched.model import CallShape, ClientId, JobId, TaskRange, Term, WorkerId
 
 
@@ -58,6 +59,8 @@ class JobBrief(msgspec.Struct, frozen=True):
     function_file: str = ""
     """The callable's name in the shared folder, if it lies there."""
     function_bytes: int = 0
+    memory_bytes: int | None = None
+    priority: int = 0
 
 
 class RunSlice(Message, frozen=True):
@@ -74,6 +77,7 @@ class RunSlice(Message, frozen=True):
         first_started_at: epoch seconds of the first attempt of this round, if any.
         blocks: the blocks that cover the slice; empty when the job is inline.
         inline: the job's sealed inline input, with the first slice to a worker.
+        past: the attempts of this round that have ended, for the error of the last one.
     """
 
     term: Term
@@ -87,6 +91,7 @@ class RunSlice(Message, frozen=True):
     first_started_at: float | None = None
     blocks: tuple[BlockRef, ...] = ()
     inline: bytes | None = None
+    past: tuple[PastAttempt, ...] = ()
 
 
 class RecallTasks(Message, frozen=True):
@@ -100,13 +105,16 @@ class RecallTasks(Message, frozen=True):
 class StopTasks(Message, frozen=True):
     """Cancel these tasks, queued or running; their outcomes are the answer.
 
-    Running ones get SIGINT, and SIGKILL ``grace_s`` seconds later.
+    Running ones get SIGINT, and SIGKILL ``grace_s`` seconds later. ``silently``: they get
+    no outcome, since another run of the same task counts; that they are no longer held is
+    the answer.
     """
 
     term: Term
     job: JobId
     ranges: tuple[TaskRange, ...]
     grace_s: float
+    silently: bool = False
 
 
 class ForgetJob(Message, frozen=True):
@@ -180,6 +188,7 @@ class WorkerReport(Message, frozen=True):
             got. A reader that has read so far has seen every outcome that explains
             why a task is no longer held.
         free_slots: CPU slots without work.
+        trouble: why it pauses, for people; empty when it does not.
     """
 
     worker: WorkerId
@@ -192,6 +201,33 @@ class WorkerReport(Message, frozen=True):
     memory_used_bytes: int = 0
     """Of the whole host; 0 where that cannot be told."""
     memory_bytes: int = 0
+    trouble: str = ""
+
+
+class PrintedText(msgspec.Struct, frozen=True, array_like=True):
+    """The newest of what a running task has printed to a stream.
+
+    Attributes:
+        stream: 0 stdout, 1 stderr, 2 past Python, as in `Outcome`.
+        end: bytes that it has printed there so far; ``text`` are the last of them, UTF-8
+            cut anywhere.
+    """
+
+    index: int
+    round: int
+    attempt: int
+    stream: int
+    end: int
+    text: bytes
+
+
+class TaskOutput(Message, frozen=True):
+    """What tasks of a job print while they run, for whoever listens now; at most five a
+    second. The outcomes have all of it."""
+
+    worker: WorkerId
+    job: JobId
+    printed: tuple[PrintedText, ...]
 
 
 # ---------------------------------------------------------------- results log
@@ -237,10 +273,12 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
             this one included.
         first_started_at: RETRY only: epoch seconds of the round's first attempt.
         file: where the bytes lie in the shared folder; then the message has none of them.
-        output: bytes of UTF-8 text that the task has printed to stdout and stderr, cut to
-            its two ends. They follow the result's, also when those lie in a file. An
-            outcome with output speaks of one task.
-        printed: characters of both, before cutting.
+        output: bytes of UTF-8 text that the task has printed, each cut to its two ends: to
+            stdout, to stderr, and past Python (by programs and libraries that it used; the
+            two streams are one then). They follow the result's, also when those lie in a
+            file. An outcome with output speaks of one task.
+        printed: bytes of each, before cutting.
+        past: RETRY only: the round's attempts so far, this one last.
     """
 
     start: int
@@ -255,13 +293,14 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
     crashes: int = 0
     first_started_at: float | None = None
     file: str = ""
-    output: tuple[int, int] = (0, 0)
-    printed: tuple[int, int] = (0, 0)
+    output: tuple[int, int, int] = (0, 0, 0)
+    printed: tuple[int, int, int] = (0, 0, 0)
+    past: tuple[PastAttempt, ...] = ()
 
     @property
     def body_bytes(self) -> int:
         """Bytes that the outcome takes in its message."""
-        return (0 if self.file else sum(self.sizes)) + self.output[0] + self.output[1]
+        return (0 if self.file else sum(self.sizes)) + sum(self.output)
 
 
 class OutcomeBatch(msgspec.Struct, frozen=True, array_like=True):
@@ -299,6 +338,10 @@ class ErrorReport(msgspec.Struct, frozen=True):
     """The exception itself, when it can be pickled."""
     system: str | None = None
     details: dict[str, str | int | float | None] = {}
+    history: tuple[PastAttempt, ...] = ()
+    """The attempts of the task's round, this one last, when there was more than one."""
+    item: str = ""
+    """The task's item in short, for clients that have never seen it."""
 
 
 # ---------------------------------------------------------------- client and leader
@@ -340,6 +383,7 @@ AnyMessage: TypeAlias = (
     | Refused
     | Recalled
     | WorkerReport
+    | TaskOutput
     | AskCounts
     | Counts
 )

@@ -1,9 +1,11 @@
 """What is stored in etcd, as readable JSON: members, jobs, status, requests.
 
 Who may write what: a worker its own ``WorkerRecord``; a client the ``JobRecord``
-of its job and any ``Request``; the leader ``JobStatus``, and it deletes requests
-that have been carried out. Payload bytes never stand in these records. New
-fields need defaults, so that versions can mix.
+of its job and any ``Request``; the leader ``JobStatus``, it deletes requests that have
+been carried out, and it seals the ``JobRecord`` of a client that has died. Whoever removes
+a job leaves a ``ForgottenJob`` in its place until the leader has removed its data as well
+(see `nbsched.forgetting`). Payload bytes never stand in these records. New fields need
+defaults, so that versions can mix.
 """
 
 from __future__ import annotations
@@ -83,28 +85,47 @@ class JobRecord(Record, frozen=True, kw_only=True):
     retry: str = "none"
     """The retry policy, for people; the policy itself travels with the callable."""
     task_timeout_s: float | None = None
+    memory_bytes: int | None = None
+    """What a task may occupy, with the processes that it starts."""
     max_crashes: int = 3
     priority: int = 0
+    speculate: bool = False
+    """Slow last tasks run a second time elsewhere."""
     chunksize: int | None = None
     """Tasks per hand-over to a kernel; None lets the worker choose by measured time."""
     tags: tuple[str, ...] = ()
     host: str = ""
     pid: int = 0
     sent_by: str = ""
+    watched: bool = False
+    """Its client keeps a `ClientRecord` while it uploads."""
+    abandoned: bool = False
+    """The leader has sealed it: its client died, or was away for too long."""
+
+
+class ClientRecord(Record, frozen=True, kw_only=True):
+    """A client that uploads, kept under its lease."""
+
+    id: ClientId
+    host: str
+    pid: int
+    at: float
 
 
 class JobState(str, Enum):
-    """Where a job is. The last three are ends; a retry request reopens them."""
+    """Where a job is. The last four are ends; a retry request reopens them."""
 
     WAITING = "waiting"
     RUNNING = "running"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    INCOMPLETE = "incomplete"
+    """What its client had uploaded has ended; the client died before it had sent all."""
 
     @property
     def ended(self) -> bool:
-        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+        return self not in (JobState.WAITING, JobState.RUNNING)
 
 
 class JobStatus(Record, frozen=True, kw_only=True):
@@ -113,8 +134,6 @@ class JobStatus(Record, frozen=True, kw_only=True):
     job: JobId
     state: JobState
     term: Term
-    log_from: int
-    """No outcome of this job lies before this sequence number of the results log."""
     ok: int = 0
     failed: int = 0
     cancelled: int = 0
@@ -156,6 +175,15 @@ class RetryRequest(Record, frozen=True, kw_only=True, tag="retry", tag_field="ki
 
 
 Request = CancelRequest | RetryRequest
+
+
+class ForgottenJob(Record, frozen=True, kw_only=True):
+    """A job is gone, and what it has in logs and files is still to be deleted."""
+
+    id: JobId
+    client: ClientId
+    inline: bool
+    at: float
 
 
 class ClusterKey(Record, frozen=True, kw_only=True):

@@ -113,8 +113,25 @@ class Names:
     def requests(self) -> str:
         return f"{self.root}requests/"
 
+    def job_requests(self, job: JobId) -> str:
+        return f"{self.requests}{job}/"
+
     def request(self, job: JobId, request: RequestId) -> str:
-        return f"{self.requests}{job}/{request}"
+        return f"{self.job_requests(job)}{request}"
+
+    @property
+    def clients(self) -> str:
+        return f"{self.root}clients/"
+
+    def client(self, client: ClientId) -> str:
+        return f"{self.clients}{client}"
+
+    @property
+    def forgotten_jobs(self) -> str:
+        return f"{self.root}forgotten/"
+
+    def forgotten_job(self, job: JobId) -> str:
+        return f"{self.forgotten_jobs}{job}"
 
     # NATS streams
     @property
@@ -130,12 +147,12 @@ class Names:
     def all_inputs(self) -> str:
         return f"nbsched.{self.namespace}.inputs.>"
 
-    def job_inputs(self, job: JobId) -> str:
-        return f"nbsched.{self.namespace}.inputs.{job}.>"
+    def job_inputs(self, client: ClientId, job: JobId) -> str:
+        return f"nbsched.{self.namespace}.inputs.{client}.{job}.>"
 
-    def input_part(self, job: JobId, block: int, part: int) -> str:
+    def input_part(self, client: ClientId, job: JobId, block: int, part: int) -> str:
         """One message of a block; block 0 is the callable, items start at block 1."""
-        return f"nbsched.{self.namespace}.inputs.{job}.{block}.{part}"
+        return f"nbsched.{self.namespace}.inputs.{client}.{job}.{block}.{part}"
 
     @property
     def all_results(self) -> str:
@@ -148,6 +165,13 @@ class Names:
     def job_results(self, client: ClientId, job: JobId) -> str:
         return f"nbsched.{self.namespace}.results.{client}.{job}"
 
+    def owner_of(self, subject: str) -> tuple[ClientId, JobId] | None:
+        """Whose job an entry of either log belongs to."""
+        parts = subject.removeprefix(f"nbsched.{self.namespace}.").split(".")
+        if parts[0] not in ("inputs", "results") or len(parts) < 3:
+            return None
+        return ClientId(parts[1]), JobId(parts[2])
+
     # NATS subjects of messages that are not kept
     def to_worker(self, worker: WorkerId) -> str:
         return f"nbsched.{self.namespace}.worker.{worker}"
@@ -156,6 +180,13 @@ class Names:
     def reports(self) -> str:
         """Workers tell leader and clients here what they hold and run."""
         return f"nbsched.{self.namespace}.reports"
+
+    def client_output(self, client: ClientId) -> str:
+        """What running tasks print, of all jobs of one client."""
+        return f"nbsched.{self.namespace}.output.{client}.*"
+
+    def job_output(self, client: ClientId, job: JobId) -> str:
+        return f"nbsched.{self.namespace}.output.{client}.{job}"
 
     @property
     def to_leader(self) -> str:

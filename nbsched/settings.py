@@ -24,11 +24,10 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+_MOST_S = 1e9
+"""Three decades. Servers and sockets take no endless time, nor one of much more."""
+_ENDLESS = {"retention_s"}
 _SECRETS = {"etcd_password", "nats_password", "nats_token"}
-
-KEPT_S = 7 * 24 * 3600
-"""Inputs and outcomes go after a week. Whoever attaches later than that finds nothing;
-without a limit, what crashed clients left behind would fill the disk for ever."""
 
 ProgressMode = Literal["auto", "text", "tqdm", "off"]
 
@@ -67,6 +66,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """A dead daemon is noticed after this long. etcd's least is about 2 s by default."""
     cancel_grace_s: float = 2.0
     """Between SIGINT and SIGKILL for a task that is cancelled or out of time."""
+    upload_grace_s: float = 300.0
+    """A client that has been away for so long while it uploads is taken for dead: its job
+    then has the tasks that have arrived. The leader's setting counts."""
+    lost_data_grace_s: float = 300.0
+    """Jobs whose data NATS has lost are forgotten so long after that was noticed: until then
+    it can be started again with the right disk. The leader's setting counts."""
     inline_bytes: int = 64 * 1024
     """Jobs up to this size travel in etcd, in one write."""
     block_bytes: int = 256 * 1024
@@ -79,6 +84,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Folder that client and workers all see under this path, and that nobody else can
     write to: large payloads lie there instead of going through NATS. This machine's own
     cluster has one; on several hosts it may be a network file system."""
+    retention_s: float = 24 * 3600
+    """A job, its inputs and results are deleted so long after its end; ``inf`` keeps them
+    until somebody forgets them. The leader's setting counts: give all workers the same."""
     max_result_bytes: int = 1024**3
     """A result over this limit is an error of its task."""
     progress: ProgressMode = "auto"
@@ -95,6 +103,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             value = getattr(self, name)
             if name.endswith(("_s", "_bytes")) and not value > 0:
                 raise ConfigurationError(f"{name} is {value!r}; it must be greater than 0.")
+            if name.endswith("_s") and value > _MOST_S and name not in _ENDLESS:
+                raise ConfigurationError(f"{name} is {value!r}; it can be at most {_MOST_S:.0f}.")
 
     def __repr__(self) -> str:
         """Only what is set, and no secret: a repr ends up in notebooks and logs."""
@@ -200,4 +210,6 @@ def _convert(values: dict[str, Any], what: str) -> Settings:
     try:
         return msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as error:
+        if isinstance(error.__cause__, ConfigurationError):
+            raise error.__cause__ from None  # a value of the right type: it says itself why
         raise ConfigurationError(f"A value in the {what} has the wrong type: {error}.") from error

@@ -119,16 +119,16 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
 
     @property
     def stdout(self) -> str:
-        """What the task has printed, once it has ended; of more than 64 Ki characters the
-        first 16 Ki and the last 48 Ki. After ``retry()`` that of the new attempt."""
-        ended = self._tracker.outcome(self.index)
-        return "" if ended is None else ended.stdout
+        """What the task has printed; of more than 64 Ki characters the first 16 Ki and the
+        last 48 Ki. While it runs the newest 16 KiB, at most a second old. After
+        ``retry()`` that of the new attempt. What programs and C libraries print comes
+        behind what Python does."""
+        return self._tracker.output(self.index)[0]
 
     @property
     def stderr(self) -> str:
         """The same of stderr, where ``logging`` and ``warnings`` write."""
-        ended = self._tracker.outcome(self.index)
-        return "" if ended is None else ended.stderr
+        return self._tracker.output(self.index)[1]
 
     def cancel(self) -> bool:
         """Stop the task, queued or running. False when it has already ended.
@@ -141,7 +141,8 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
     def retry(self) -> bool:
         """Run the task again; this same future goes back to pending.
 
-        False, and nothing happens, while the task has not ended.
+        False, and nothing happens, while the task has not ended, or when the cluster never
+        had it: its job was cancelled before it was uploaded. Submit it anew.
         """
         return self._retry_tasks([self.index]) > 0
 
@@ -155,9 +156,10 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
         """
         settled, result = self._settled, self._result
         ended = self._state == _FINISHED and self._exception is None
-        if ended and settled is not None and self._settled is settled:
+        silent = self._tracker.printer is None
+        if ended and silent and settled is not None and self._settled is settled:
             return result  # no retry has come between these lines
-        with ends_job_on_interrupt(self, self._on_interrupt):
+        with ends_job_on_interrupt(self, self._on_interrupt), self._tracker.printing():
             try:
                 return super().result(self._sit(timeout))
             except concurrent.futures.TimeoutError as error:
@@ -165,7 +167,7 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What the task raised, or None; waits up to ``timeout`` seconds."""
-        with ends_job_on_interrupt(self, self._on_interrupt):
+        with ends_job_on_interrupt(self, self._on_interrupt), self._tracker.printing():
             try:
                 return super().exception(self._sit(timeout))
             except concurrent.futures.TimeoutError as error:

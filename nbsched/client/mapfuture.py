@@ -8,10 +8,14 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import CancelledError
-from typing import Any, overload
+from typing import Any, Literal, overload
 
+from nbsched.client import printing
+from nbsched.client.forgetting import forget
 from nbsched.client.futures import Future
+from nbsched.client.incomplete import warn_if_incomplete
 from nbsched.client.interrupts import OnInterrupt, ends_job_on_interrupt
+from nbsched.client.printing import Lines
 from nbsched.client.progress import Progress, shown_while_waiting, view_factory
 from nbsched.client.requests import cancel_job, cancel_tasks, retry_tasks
 from nbsched.client.results import TaskState
@@ -137,6 +141,25 @@ class MapFuture:
         """The futures of the tasks that have failed so far."""
         return [self._future(index) for index in self._tracker.all_in(TaskState.FAILED)]
 
+    # ------------------------------------------------------------ what tasks print
+
+    @overload
+    def tail(self, lines: int = 10) -> Lines: ...
+    @overload
+    def tail(self, lines: int = 10, *, follow: Literal[True]) -> None: ...
+    def tail(self, lines: int = 10, *, follow: bool = False) -> Lines | None:
+        """The last lines that tasks have printed, each with its task's index: ``[3] text``.
+
+        With ``follow=True`` they are printed as they come, until the job has ended;
+        Ctrl-C ends the following, not the job; but a map with a ``buffersize`` is uploaded
+        meanwhile, and then ends with the items that it has. A flood is cut to 200 lines a
+        second and 5,000 in all. `Future.stdout` has the text of one task.
+        """
+        if not follow:
+            return Lines("\n".join(map(str, self._tracker.last_lines(lines))))
+        printing.follow(self._tracker, lines, self._drain)
+        return None
+
     # ------------------------------------------------------------ results
 
     def __iter__(self) -> Iterator[Any]:
@@ -211,7 +234,7 @@ class MapFuture:
     async def _async_result(self) -> list[Any]:
         while self._upload is not None:  # in turns, so that a cancelled wait leaves no thread
             await asyncio.to_thread(self._drain, time.monotonic() + _TURN_S)
-        with shown_while_waiting(self):
+        with shown_while_waiting(self), self._tracker.printing():
             await self._until(self._decided)
         return self._results()
 
@@ -260,6 +283,7 @@ class MapFuture:
         return not self._return_exceptions and self._tracker.count(TaskState.FAILED) > 0
 
     def _results(self) -> list[Any]:
+        warn_if_incomplete(self._tracker)
         if not self._return_exceptions:
             failed = self._tracker.first(TaskState.FAILED)
             if failed is not None:
@@ -288,7 +312,11 @@ class MapFuture:
     @contextlib.contextmanager
     def _waiting(self) -> Iterator[None]:
         """Around a call that waits: Ctrl-C counts from before the display is drawn."""
-        with ends_job_on_interrupt(self, self._on_interrupt), shown_while_waiting(self):
+        with (
+            ends_job_on_interrupt(self, self._on_interrupt),
+            shown_while_waiting(self),
+            self._tracker.printing(),
+        ):
             yield
 
     # ------------------------------------------------------------ state and control
@@ -317,8 +345,24 @@ class MapFuture:
         return True
 
     def retry(self) -> int:
-        """Run again what failed or was cancelled; returns how many tasks that are."""
+        """Run again what failed or was cancelled; returns how many tasks that are.
+
+        Not among them: tasks whose items had not been uploaded when the job was cancelled.
+        """
         return self._retry(self._tracker.all_in(TaskState.FAILED, TaskState.CANCELLED))
+
+    def forget(self) -> None:
+        """Delete the job for good: its record, its inputs and results.
+
+        The job must have ended: ``cancel()`` and ``wait()`` come first if it has not.
+        This object keeps the results that it has loaded; ``attach`` does not find the
+        job any more, and nothing of it can be retried.
+
+        Raises:
+            JobNotEndedError: it is still waiting or running.
+            JobNotFoundError: it is gone already.
+        """
+        self._session.run(forget(self._session, self.id))
 
     def _cancel(self, indices: list[int]) -> bool:
         return cancel_tasks(self._session, self._tracker, indices)

@@ -94,20 +94,29 @@ class Members:
 
     async def wait_for_one(self) -> None:
         """Wait until somebody could run a task. Raises NoWorkersError."""
+        if not await self._wait_until(lambda: bool(self.working())):
+            raise NoWorkersError(
+                f"No worker joined {self._names.namespace!r} within"
+                f" {self._settings.worker_timeout_s:g} s. Start one:"
+                f" {start_worker(self._settings)}"
+            )
+
+    async def wait_for(self, count: int) -> bool:
+        """Wait until so many have joined and one leads; False when that takes too long."""
+        return await self._wait_until(lambda: len(self.records) >= count and bool(self.leader))
+
+    async def _wait_until(self, holds: Callable[[], bool]) -> bool:
         deadline = time.monotonic() + self._settings.worker_timeout_s
-        while not self.working():
+        while not holds():
+            if time.monotonic() >= deadline:
+                return False
             self._listed.clear()
             listed = asyncio.ensure_future(self._listed.wait())
             try:
                 await asyncio.wait([listed], timeout=max(0.0, deadline - time.monotonic()))
             finally:
                 listed.cancel()
-            if not self.working() and time.monotonic() >= deadline:
-                raise NoWorkersError(
-                    f"No worker joined {self._names.namespace!r} within"
-                    f" {self._settings.worker_timeout_s:g} s. Start one:"
-                    f" {start_worker(self._settings)}"
-                )
+        return True
 
     def check(self, key: Key, python: str, cpus: int) -> None:
         """Raise unless a member can run a task of this client; any thread may ask.
@@ -122,7 +131,8 @@ class Members:
             raise ConfigurationError(
                 f"The workers of {self._names.namespace!r} sign with key"
                 f" {', '.join(sorted(keys))}, this client has {key.id}. Give both the same key"
-                " file (NBSCHED_KEY_FILE, nbsched-worker --key-file)."
+                " file (NBSCHED_KEY_FILE, nbsched-worker --key-file); without one, create a new"
+                " Cluster(): etcd has lost its data, and the key with it."
             )
         matching = [worker for worker in workers if worker.python == python]
         if not matching:

@@ -10,6 +10,9 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from nbsched.client.newestjobs import Newest, NewestJobs
 from nbsched.client.progress import ClusterSnapshot
 from nbsched.client.requests import cancel_by_id
 from nbsched.errors import NbschedError
@@ -30,6 +33,7 @@ class Overview:
         self._last = ClusterSnapshot(
             namespace=cluster.settings.namespace, where=", ".join(cluster.settings.etcd)
         )
+        self._jobs = NewestJobs()
         self._looked_at = 0.0
         self._lookup: Any = None
 
@@ -48,7 +52,7 @@ class Overview:
         cluster = self._cluster()
         if cluster is None or cluster.closed:
             return self.progress
-        self._take(*cluster._session.run(_look(cluster)))
+        self._take(*cluster._session.run(_look(cluster, self._jobs)))
         return self._last
 
     def cancel(self, job_id: str) -> bool:
@@ -68,26 +72,22 @@ class Overview:
             self._lookup = None
         if self._lookup is None and time.monotonic() - self._looked_at > _EVERY_S:
             self._looked_at = time.monotonic()
-            self._lookup = cluster._session.start(_look(cluster))
+            self._lookup = cluster._session.start(_look(cluster, self._jobs))
 
-    def _take(self, members: Any, jobs: Any) -> None:
-        running = [job for job in jobs if job.state in ("waiting", "running")]
-        ended = [job for job in jobs if job.state not in ("waiting", "running")]
+    def _take(self, members: Any, newest: Newest) -> None:
         self._looked_at = time.monotonic()
         self._last = self._changed(
             members=tuple(members),
-            jobs=tuple([*running, *ended][:_MOST_JOBS]),
-            running=len(running),
-            known=len(jobs),
+            jobs=tuple(newest.jobs),
+            running=newest.running,
+            known=newest.known,
             trouble="",
         )
 
     def _changed(self, **fields: Any) -> ClusterSnapshot:
-        import msgspec
-
         return msgspec.structs.replace(self._last, **fields)
 
 
-async def _look(cluster: Cluster) -> tuple[Any, Any]:
+async def _look(cluster: Cluster, jobs: NewestJobs) -> tuple[Any, Newest]:
     await cluster._session.members.list()
-    return cluster._members_now(), await cluster._jobs()
+    return cluster._members_now(), await jobs.look(cluster._session, _MOST_JOBS)

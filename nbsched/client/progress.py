@@ -37,7 +37,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     workers: int = 0
     """Workers that run tasks of this job now."""
     state: str = "running"
-    """One of waiting, running, succeeded, failed, cancelled."""
+    """One of waiting, running, succeeded, failed, cancelled, incomplete."""
     note: str = ""
     """Why it does not move, for people."""
 

@@ -7,6 +7,7 @@ somebody here waits for; one bad entry never stops the reading.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from contextlib import aclosing
 
@@ -18,7 +19,7 @@ from nbsched.messages import OutcomeBatch, OutcomePart
 from nbsched.model import JobId
 from nbsched.names import Names
 from nbsched.payload.envelope import Envelope, Kind, check_body
-from nbsched.transport import Bus, LogEntry
+from nbsched.transport import Bus, LogEntry, LogLostError
 from nbsched.wire import Wire
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,8 @@ class OutcomeReader:
         self._wire = wire
         self._log = names.results_log
         self._subject = subject
-        self._after = after
+        self.position = after
+        """Up to there the log has been taken in."""
         self._tracker_of = tracker_of
         self._parts: dict[JobId, dict[str, list[bytes]]] = {}
         """Large bodies that have not come completely, by token. A worker that dies on
@@ -44,11 +46,29 @@ class OutcomeReader:
 
     async def run(self) -> None:
         """Take in entry after entry, for ever; called again after a failure."""
-        async with aclosing(self._bus.read(self._log, self._subject, after=self._after)) as batches:
+        while True:
+            try:
+                await self._read()
+            except LogLostError as error:
+                # Jobs whose data are gone with it are forgotten by the leader.
+                log.error("%s It is read from its beginning.", error)
+                self.position = 0
+
+    async def read_to(self, sequence: int) -> None:
+        """Take in the entries up to this one, which is there."""
+        while self.position < sequence:
+            await self._read(sequence)
+
+    async def _read(self, until: float = math.inf) -> None:
+        async with aclosing(
+            self._bus.read(self._log, self._subject, after=self.position)
+        ) as batches:
             async for batch in batches:
                 for entry in batch:
                     self._take_in(entry)
-                    self._after = entry.sequence
+                    self.position = entry.sequence
+                if self.position >= until:
+                    return
 
     def _take_in(self, entry: LogEntry) -> None:
         try:

@@ -56,6 +56,7 @@ class JobInfo(msgspec.Struct, frozen=True):
     tags: tuple[str, ...]
     host: str
     note: str
+    ended: datetime | None = None
 
     @property
     def done(self) -> int:
@@ -116,7 +117,7 @@ def job_info(record: JobRecord, status: JobStatus | None, live: JobCounts | None
         id=record.id,
         name=record.name,
         state=state.value,
-        submitted=datetime.fromtimestamp(record.submitted_at, timezone.utc),
+        submitted=_utc(record.submitted_at),
         total=record.total,
         ok=ok,
         failed=failed,
@@ -126,4 +127,9 @@ def job_info(record: JobRecord, status: JobStatus | None, live: JobCounts | None
         tags=record.tags,
         host=record.host,
         note=note,
+        ended=None if status is None or status.ended_at is None else _utc(status.ended_at),
     )
+
+
+def _utc(epoch_s: float) -> datetime:
+    return datetime.fromtimestamp(epoch_s, timezone.utc)

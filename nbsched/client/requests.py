@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from nbsched.client.gonejobs import forgotten
 from nbsched.client.session import Session
 from nbsched.client.tracker import JobTracker
 from nbsched.model import CancelRequest, JobId, Request, RetryRequest, TaskRange, to_json
@@ -40,8 +41,10 @@ def cancel_tasks(session: Session, tracker: JobTracker, indices: Sequence[int]) 
 
 
 def retry_tasks(session: Session, tracker: JobTracker, indices: Sequence[int]) -> int:
-    """Ask for ended tasks to run again; returns how many."""
+    """Ask for ended tasks to run again; returns how many. Raises JobForgottenError."""
     ranges = tracker.to_retry(indices)
+    if ranges and session.run(session.store.get(session.names.job(tracker.id))) is None:
+        raise forgotten(tracker.id)  # the request would be dropped, and the tasks wait for ever
     for some in _portions(ranges):
         request = RetryRequest(id=new_request_id(), job=tracker.id, at=time.time(), ranges=some)
         session.run(_put(session, request))

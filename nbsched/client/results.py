@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from nbsched import errors
+from nbsched.attempts import attempts_text
 from nbsched.errors import RemoteTraceback, ResultNotPicklableError, ResultNotReadableError
 from nbsched.indexset import IndexSet, Range
 from nbsched.messages import Encoding, ErrorReport, Outcome, OutcomeState
@@ -97,17 +98,13 @@ class Segment:
     @property
     def stdout(self) -> str:
         """What the task has printed; in a long text its middle is left out."""
-        return self._output[: self._outcome.output[0]].decode(errors="replace")
+        out, err, _ = self._outcome.output
+        return (self._output[:out] + self._output[out + err :]).decode(errors="replace")
 
     @property
     def stderr(self) -> str:
-        return self._output[self._outcome.output[0] :].decode(errors="replace")
-
-    @property
-    def last_lines(self) -> str:
-        """The end of what the task has printed, for people; stderr behind stdout."""
-        whole = (self.stdout.rstrip() + "\n" + self.stderr.rstrip()).strip()
-        return "\n".join(whole[-_LAST_CHARS:].splitlines()[-_LAST_LINES:])
+        out, err, _ = self._outcome.output
+        return self._output[out : out + err].decode(errors="replace")
 
     @property
     def report(self) -> ErrorReport | None:
@@ -170,6 +167,12 @@ class Segment:
         return self._folder.map(self._outcome.file, 0, sum(self._outcome.sizes))
 
 
+def last_lines(stdout: str, stderr: str) -> str:
+    """The end of both, for a row of a table."""
+    whole = (stdout.rstrip() + "\n" + stderr.rstrip()).strip()
+    return "\n".join(whole[-_LAST_CHARS:].splitlines()[-_LAST_LINES:])
+
+
 class _Raised:
     """Marks a value that is to be raised."""
 
@@ -195,7 +198,7 @@ def _load(raw: memoryview, index: int) -> Any:
 def _unreadable(index: int, error: Exception) -> ResultNotReadableError:
     missing = ResultNotReadableError(
         f"The file with the result of task {index} cannot be read here: {error}. Read it where"
-        " the cluster runs, or retry() the task.",
+        " the cluster runs, or retry() the task; if its job was forgotten, the file went with it.",
         index=index,
     )
     missing.__cause__ = error
@@ -206,7 +209,9 @@ def exception_of(report: ErrorReport, index: int, job: str) -> BaseException:
     """The exception that a report stands for, with the remote traceback as its cause."""
     if report.system is not None:
         kind = getattr(errors, report.system, errors.TaskError)
-        error: BaseException = kind(report.message, index=index, details=dict(report.details))
+        error: BaseException = kind(
+            report.message, index=index, details=dict(report.details), history=report.history
+        )
     elif report.pickle is None:
         error = ResultNotPicklableError(
             f"Task {index} raised {report.type_name}: {report.message}. The exception itself"
@@ -226,6 +231,7 @@ def exception_of(report: ErrorReport, index: int, job: str) -> BaseException:
     if report.traceback:
         error.__cause__ = RemoteTraceback(
             f"Task {index} of job {job}, on its worker:\n{report.traceback}"
+            f"{attempts_text(report.history).lstrip()}"
         )
     return error
 

@@ -13,14 +13,17 @@ import contextlib
 import logging
 import weakref
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
 
 from nbsched import messages
+from nbsched.client.gonejobs import GoneJobs
 from nbsched.client.iothread import IoThread, io_thread
 from nbsched.client.members import Members, read_record
 from nbsched.client.notes import Notes
+from nbsched.client.presence import Presence
 from nbsched.client.reading import OutcomeReader
 from nbsched.client.tracker import JobTracker
 from nbsched.errors import AuthenticationError, ConnectError, NbschedError
@@ -64,9 +67,18 @@ class Session:
         self.store = store
         self.bus = bus
         self.wire = Wire(key, self.names)
-        self.shared_folder = SharedFolder.of(settings.shared_folder)
+        self.shared_folder = SharedFolder.of(settings.shared_folder, settings.namespace, key.id)
         self.members = Members(store, self.names, settings, self._members_listed)
         self.notes = Notes(settings, self._living_trackers)
+        self.presence = Presence(
+            self.id,
+            store,
+            self.names,
+            settings.lease_ttl_s,
+            self._supervise,
+            self._look_at_uploads,
+        )
+        self._gone_jobs = GoneJobs(store, bus, self.wire, self.names, self._living_trackers)
         self.closed = False
         self._io = io
         self._trackers: weakref.WeakValueDictionary[JobId, JobTracker] = (
@@ -99,11 +111,16 @@ class Session:
 
     async def _begin(self) -> None:
         after = await self.bus.last_sequence(self.names.results_log)
-        self._subscriptions.append(await self.bus.subscribe(self.names.reports, self._on_report))
+        for subject, take in (
+            (self.names.reports, self._on_report),
+            (self.names.client_output(self.id), self._on_output),
+        ):
+            self._subscriptions.append(await self.bus.subscribe(subject, take))
         await self.members.list()
         self._supervise(self._reader(self.names.client_results(self.id), after))
         self._supervise(self.members.follow)
         self._supervise(self._look_at_bus)
+        self._supervise(self._gone_jobs.follow)
 
     def _supervise(
         self, work: Callable[[], Coroutine[Any, Any, None]], *, endless: bool = True
@@ -180,6 +197,17 @@ class Session:
         self._check_open(work)
         return self._io.start(work)
 
+    def soon(self, call: Callable[[], object]) -> None:
+        """Call on the I/O thread, soon, if that is there; a finalizer may ask for it."""
+        if self._io.usable:
+            with contextlib.suppress(RuntimeError):  # its loop is closed
+                self._io.loop.call_soon_threadsafe(call)
+
+    def complete(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Work on the I/O thread until it succeeds, or the session closes."""
+        if not self.closed:
+            self._supervise(work, endless=False)
+
     def _check_open(self, work: Coroutine[Any, Any, T]) -> None:
         if self.closed:
             work.close()
@@ -189,6 +217,7 @@ class Session:
 
     def _members_listed(self) -> None:
         self.notes.works("etcd")
+        self.notes.keep_workers(self.members.records)
         if self.members.working():
             self.notes.works("workers")
         else:
@@ -225,15 +254,24 @@ class Session:
         self._trackers[record.id] = tracker
         return tracker
 
+    def tracker(self, job: JobId) -> JobTracker | None:
+        """The tracker of a job that somebody here has a future of."""
+        return self._trackers.get(job)
+
     async def attach(self, record: JobRecord) -> JobTracker:
         """The tracker of any job: reads its log from the beginning, and goes on."""
         known = self._trackers.get(record.id)
         if known is not None:
             return known
         tracker = self.track(record)
-        reader = self._supervise(self._reader(self.names.job_results(record.client, record.id), 0))
+        tracker.committed = True
+        results = self.names.job_results(record.client, record.id)
+        output = self.names.job_output(record.client, record.id)
         loop = self._io.loop  # not this one's thread: any may drop the last reference
-        weakref.finalize(tracker, lambda: loop.call_soon_threadsafe(reader.cancel)).atexit = False
+        for work in (self._reader(results, 0), lambda: self._listen(output)):
+            task = self._supervise(work)
+            end = partial(loop.call_soon_threadsafe, task.cancel)
+            weakref.finalize(tracker, end).atexit = False
         if record.total is None:
             await self.await_seal(tracker)
         return tracker
@@ -245,18 +283,30 @@ class Session:
 
     async def _seal_when_known(self, waiting: weakref.ref[JobTracker]) -> None:
         while (tracker := waiting()) is not None and tracker.total is None:
-            total = await self._stored_total(tracker.id)
-            if total is not None and tracker.total is None:
-                tracker.seal(total)
+            await self._seal_if_known(tracker)
             del tracker  # or it would live until the next look
             await asyncio.sleep(_RETRY_S)
 
-    async def _stored_total(self, job: JobId) -> int | None:
-        """The total that its client has sealed the job with, or the leader ended it with."""
-        stored = await self.store.get(self.names.job(job))
+    async def _seal_if_known(self, tracker: JobTracker) -> None:
+        """With the total that the client or the leader has sealed the job with, or that
+        the leader has ended it with."""
+        stored = await self.store.get(self.names.job(tracker.id))
         record = None if stored is None else read_record(stored.value, JobRecord)
-        if record is not None and record.total is not None:
-            return record.total
+        abandoned = record is not None and record.abandoned
+        total = record.total if record is not None else None
+        if total is None:
+            total = await self._ended_total(tracker.id)
+        if total is not None and tracker.total is None:
+            tracker.seal(total, without_client=abandoned)
+
+    async def _look_at_uploads(self) -> None:
+        """This client was away, maybe for so long that its jobs were sealed without it."""
+        self.notes.works("etcd")
+        for tracker in self._living_trackers():
+            if tracker.client == self.id and tracker.committed and tracker.total is None:
+                await self._seal_if_known(tracker)
+
+    async def _ended_total(self, job: JobId) -> int | None:
         stored = await self.store.get(self.names.status(job))
         status = None if stored is None else read_record(stored.value, JobStatus)
         if status is None or not status.state.ended or status.total is None or status.total < 0:
@@ -270,16 +320,37 @@ class Session:
     def _living_trackers(self) -> list[JobTracker]:
         return list(self._trackers.values())
 
-    async def _on_report(self, message: Message) -> None:
+    async def _listen(self, subject: str) -> None:
+        """Take in what the tasks of somebody else's job print, until cancelled."""
+        subscription = await self.bus.subscribe(subject, self._on_output)
         try:
-            report = self.wire.open(Kind.REPORT, message.data)
-        except (AuthenticationError, msgspec.DecodeError) as error:
-            log.debug("A report is ignored: %s", error)
+            await asyncio.Event().wait()
+        finally:
+            with contextlib.suppress(ConnectError):
+                await subscription.close()
+
+    async def _on_output(self, message: Message) -> None:
+        told = self._opened(message)
+        if not isinstance(told, messages.TaskOutput):
             return
+        tracker = self._trackers.get(told.job)
+        if tracker is not None:
+            tracker.told(told.worker, told.printed)
+
+    def _opened(self, message: Message) -> messages.AnyMessage | None:
+        try:
+            return self.wire.open(Kind.REPORT, message.data)
+        except (AuthenticationError, msgspec.DecodeError) as error:
+            log.debug("A message on %s is ignored: %s", message.subject, error)
+            return None
+
+    async def _on_report(self, message: Message) -> None:
+        report = self._opened(message)
         if not isinstance(report, messages.WorkerReport):
             return
         memory = (report.memory_used_bytes, report.memory_bytes)
         self.members.reported(report.worker, report.free_slots, memory)
+        self.notes.pauses(report.worker, report.trouble)
         running: dict[JobId, dict[int, tuple[int, float]]] = {}
         for held in report.held:
             if held.running_for_s is not None:

@@ -36,7 +36,8 @@ class End(NamedTuple):
 
     worker: WorkerId
     outcome: Outcome
-    raw: memoryview
+    raw: bytes
+    """What an attempt that is made again has failed with."""
 
 
 class TaskLog:
@@ -64,11 +65,18 @@ class TaskLog:
 
     def ended(self, worker: WorkerId, outcome: Outcome, raw: memoryview, tasks: int) -> None:
         """An outcome came, of a job with so many tasks."""
-        if outcome.state is OutcomeState.CANCELLED or outcome.stop - outcome.start != 1:
-            return
-        if outcome.state is not OutcomeState.OK or tasks <= _FEW_TASKS:
-            kept = raw if outcome.state is OutcomeState.RETRY else memoryview(b"")
+        if outcome.state is OutcomeState.OK and (tasks > _FEW_TASKS or not _alone(outcome)):
+            self._forget(outcome.start, outcome.stop)
+        elif outcome.state is not OutcomeState.CANCELLED and _alone(outcome):
+            # A copy: a view would keep the whole message that it came in.
+            kept = bytes(raw) if outcome.state is OutcomeState.RETRY else b""
             self._ends[outcome.start] = End(worker, outcome, kept)
+
+    def _forget(self, start: int, stop: int) -> None:
+        few = stop - start <= len(self._ends)
+        for index in range(start, stop) if few else list(self._ends):
+            if start <= index < stop:
+                self._ends.pop(index, None)
 
     def keep_workers(self, members: Collection[WorkerId]) -> None:
         for worker in set(self._runs) - set(members):
@@ -88,3 +96,7 @@ class TaskLog:
 
     def running(self) -> list[int]:
         return sorted({index for runs in self._runs.values() for index in runs})
+
+
+def _alone(outcome: Outcome) -> bool:
+    return outcome.stop - outcome.start == 1

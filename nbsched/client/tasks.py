@@ -12,12 +12,12 @@ from typing import Literal
 
 import msgspec
 
-from nbsched.client.itemrepr import short
 from nbsched.client.progress import TaskRow, TaskSnapshot
-from nbsched.client.results import ResultStore, TaskState
+from nbsched.client.results import ResultStore, TaskState, last_lines
 from nbsched.client.tasklog import TaskLog
 from nbsched.client.tracker import JobTracker
 from nbsched.messages import ErrorReport, Outcome
+from nbsched.shortrepr import short
 
 Kind = Literal["failed", "running", "cancelled"]
 
@@ -66,8 +66,9 @@ class TaskTable:
 
     def row(self, index: int) -> TaskRow:
         """Where one task is."""
-        row = self._tracker.look(lambda store, log: _row(store, log, index))
-        return msgspec.structs.replace(row, item=self._item(index))
+        printed = last_lines(*self._tracker.output(index))
+        row = self._tracker.look(lambda store, log: _row(store, log, index, printed))
+        return msgspec.structs.replace(row, item=self._item(index) or row.item)
 
     def result(self, index: int) -> str:
         """The result of a task that is done, in short."""
@@ -128,11 +129,12 @@ class TaskOfFuture:
         return self._table.retry([self._index]) > 0
 
 
-def _row(store: ResultStore, log: TaskLog, index: int) -> TaskRow:
+def _row(store: ResultStore, log: TaskLog, index: int, printed: str) -> TaskRow:
     state = store.state(index)
     run, end = log.run(index), log.end(index)
     report = _report(store, log, index)
     error = "" if report is None else _one_line(report)
+    item = "" if report is None else report.item
     # Attempts are counted anew when a user retries; people count on.
     earlier = store.round(index)
     if state is TaskState.PENDING:
@@ -140,27 +142,30 @@ def _row(store: ResultStore, log: TaskLog, index: int) -> TaskRow:
             return TaskRow(
                 index=index,
                 state="running",
+                item=item,
                 attempt=earlier + run.attempt,
                 worker=run.worker,
                 elapsed_s=run.elapsed_s,
                 error=error,
+                output=printed,
             )
         name = "retrying" if store.is_retrying(index) else "queued"
         attempt = earlier
         if end is not None and name == "retrying":
             attempt += end.outcome.attempt
-        return TaskRow(index=index, state=name, attempt=attempt, error=error)
+        return TaskRow(index=index, state=name, item=item, attempt=attempt, error=error)
     segment = store.segment(index)
     outcome = None if segment is None else segment.outcome
     alone = outcome is not None and outcome.stop - outcome.start == 1
     return TaskRow(
         index=index,
         state=_NAMES[state],
+        item=item,
         attempt=earlier + (outcome.attempt if outcome is not None else 0),
         worker=end.worker if end is not None and _same_run(end.outcome, outcome) else "",
         elapsed_s=outcome.elapsed_s if outcome is not None and alone else None,
         error=error,
-        output="" if segment is None else segment.last_lines,
+        output=printed,
     )
 
 

@@ -13,6 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Protocol, TypeVar, cast
 
@@ -20,8 +21,9 @@ from nbsched.client.delivery import delivery
 from nbsched.client.progress import Progress, in_turns
 from nbsched.client.results import ResultStore, Segment, TaskState
 from nbsched.client.tasklog import TaskLog
+from nbsched.client.transcript import Line, Transcript
 from nbsched.indexset import Range
-from nbsched.messages import Outcome, OutcomeState
+from nbsched.messages import Outcome, OutcomeState, PrintedText
 from nbsched.model import ClientId, JobId, JobRecord, TaskRange, WorkerId
 from nbsched.payload.sharedfolder import SharedFolder
 
@@ -43,6 +45,16 @@ class TaskFuture(Protocol):
 
     def _reopen(self) -> None:
         """The task runs again."""
+
+
+class Printer(Protocol):
+    """Prints what the job's tasks print."""
+
+    def start(self) -> None:
+        """Until the job has ended."""
+
+    def here(self) -> AbstractContextManager[None]:
+        """While a call waits: in its cell."""
 
 
 F = TypeVar("F", bound=TaskFuture)
@@ -71,11 +83,21 @@ class JobTracker:
         self.changed = threading.Condition()
         self.failure: BaseException | None = None
         """Why nothing more will come: the cluster was closed, the upload failed."""
+        self.committed = False
+        """Its record has been written: if it is not there, the job is gone."""
+        self.retried = False
+        """Tasks were to run again: an end that is recorded may be an earlier one."""
         self._store = ResultStore(self.id, folder)
         self.tasks = TaskLog()
         """Where tasks run; to be looked at while ``changed`` is held."""
+        self._transcript = Transcript()
+        self.sealed_at: int | None = record.total if record.abandoned else None
+        """The leader has sealed it with so many tasks while its client was away: there may
+        be items that are not in it."""
         self._total: int | None = record.total
         self._uploaded = record.total or 0
+        self._taken_on: int | None = None
+        """The first task that the cluster never had, if there is one: it cannot run again."""
         self._arrivals: list[Range] = []
         """Tasks in the order in which they ended."""
         self._running: dict[WorkerId, frozenset[int]] = {}
@@ -84,6 +106,8 @@ class JobTracker:
         self._started = time.monotonic() - max(0.0, time.time() - record.submitted_at)
         self._ended: float | None = None
         self._note = ""
+        self.printer: Printer | None = None
+        """Prints what its tasks print, where that is wanted (``stream_output``)."""
         if record.total is not None:
             self._store.grow(record.total)
             self._check_end()
@@ -96,14 +120,17 @@ class JobTracker:
             self._store.grow(self._uploaded)
             self.changed.notify_all()
 
-    def seal(self, total: int) -> None:
+    def seal(self, total: int, *, without_client: bool = False) -> None:
         """The number of tasks is known now.
 
-        What was uploaded beyond it nobody took on: the job was cancelled before.
+        What was uploaded beyond it nobody took on: the job was cancelled before, or
+        sealed by the leader while its client was away (``without_client``).
         """
+        self.sealed_at = total if without_client else None
         if total < self._uploaded:
             beyond = Outcome(total, self._uploaded, 0, 0, OutcomeState.CANCELLED)
             self.take_in([beyond], b"")
+            self._taken_on = total
         with self.changed:
             self._total = self._uploaded = max(self._uploaded, total)
             self._store.grow(self._total)
@@ -122,12 +149,17 @@ class JobTracker:
             resolved: list[TaskFuture] = []
             for outcome in outcomes:
                 size = outcome.body_bytes
-                for start, stop in self._store.apply(outcome, view[at : at + size]):
+                ended = self._store.apply(outcome, view[at : at + size])
+                for start, stop in ended:
                     self._arrivals.append((start, stop))
                     resolved += self._live_futures(start, stop)
+                own = view[at : at + size - sum(outcome.output)]
                 if worker is not None:
-                    own = view[at : at + size - sum(outcome.output)]
                     self.tasks.ended(worker, outcome, own, len(self._store))
+                if any(outcome.output) and (ended or outcome.state is OutcomeState.RETRY):
+                    self._transcript.ended(worker, outcome, bytes(view[at + len(own) : at + size]))
+                for start, stop in ended:
+                    self._transcript.ended_silently(start, stop)
                 at += size
             self._check_end()
             self.changed.notify_all()
@@ -135,6 +167,19 @@ class JobTracker:
         if resolved:
             delivery().put(partial(_resolve_all, resolved))
         self._tell(listeners)
+
+    def told(self, worker: WorkerId, printed: Sequence[PrintedText]) -> None:
+        """Running tasks have printed this."""
+        with self.changed:
+            self._transcript.told(worker, [p for p in printed if self._runs(p)])
+            listeners = list(self._listeners)
+        self._tell(listeners)
+
+    def _runs(self, part: PrintedText) -> bool:
+        """Whether this is news of a task that has no outcome yet."""
+        index = part.index
+        known = index < len(self._store)
+        return not known or (self._pending(index) and self._store.round(index) <= part.round)
 
     def report(self, worker: WorkerId, runs: Mapping[int, tuple[int, float]]) -> None:
         """A worker said which tasks of this job it runs: attempt and seconds, by index."""
@@ -241,6 +286,37 @@ class JobTracker:
         with self.changed:
             return ask(self._store, self.tasks)
 
+    def output(self, index: int) -> tuple[str, str]:
+        """What a task has printed to stdout and stderr; so far, while it runs."""
+        with self.changed:
+            segment = self._store.segment(index)
+            if segment is None:
+                return self._running_output(index)
+        return segment.stdout, segment.stderr
+
+    def _running_output(self, index: int) -> tuple[str, str]:
+        text = partial(self._transcript.running_text, index)
+        return text(0) + text(2), text(1)
+
+    def print_with(self, printer: Printer) -> None:
+        """Have printed what its tasks print, from now on."""
+        self.printer = printer
+        printer.start()
+
+    def printing(self) -> AbstractContextManager[None]:
+        """Around a call that waits for the job."""
+        return nullcontext() if self.printer is None else self.printer.here()
+
+    def lines_since(self, count: int) -> tuple[list[Line], int]:
+        """The lines that tasks have printed behind the first ``count``, as far as they are
+        kept, and how many there have been in all."""
+        with self.changed:
+            return self._transcript.since(count), self._transcript.count
+
+    def last_lines(self, count: int) -> list[Line]:
+        with self.changed:
+            return self._transcript.last(count)
+
     def is_running(self, index: int) -> bool:
         with self.changed:
             return self._pending(index) and any(
@@ -333,24 +409,37 @@ class JobTracker:
     def to_retry(self, indices: Sequence[int]) -> tuple[TaskRange, ...]:
         """Those of the tasks that have ended, with the rounds that would come next."""
         with self.changed:
-            ended = self._store.open_ranges(i for i in indices if not self._pending(i))
+            ended = self._store.open_ranges(
+                i
+                for i in indices
+                if not self._pending(i) and (self._taken_on is None or i < self._taken_on)
+            )
         return tuple(TaskRange(named.start, named.stop, named.round + 1) for named in ended)
 
     def reopen(self, ranges: Sequence[TaskRange]) -> None:
         """Put tasks back to pending, in the rounds that are named.
 
-        A task that is in its round already stays as it is: its outcome was quicker.
+        A task that is in its round already stays as it is: its outcome was quicker. Its future
+        must show that when this returns, however busy the delivery thread is.
         """
+        quick: list[TaskFuture] = []
         with self.changed:
+            self.retried = True
             for named in ranges:
                 for index in range(named.start, named.stop):
+                    future = self._futures.get(index)
                     if self._store.round(index) < named.round:
                         self._store.reopen(index, named.round)
-                        future = self._futures.get(index)
-                        if future is not None:
-                            future._reopen()
+                    elif future is not None and not self._pending(index):
+                        quick.append(future)
+                        continue
+                    if future is not None:
+                        future._reopen()
             self._check_end()
             self.changed.notify_all()
+        _resolve_all(quick)
+        if self.printer is not None:
+            self.printer.start()
 
     # ------------------------------------------------------------ progress
 
@@ -381,6 +470,8 @@ class JobTracker:
         if not self.finished:
             started = running or bool(self._arrivals)
             return "running" if started else "waiting"
+        if self.sealed_at is not None:
+            return "incomplete"
         if self._store.count(TaskState.FAILED):
             return "failed"
         return "cancelled" if self._store.count(TaskState.CANCELLED) else "succeeded"

@@ -9,19 +9,23 @@ the upload meanwhile.
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
+from functools import partial
+from typing import Any, TypeVar
 
 import msgspec
 
+from nbsched.client.committing import Uploaded, commit
+from nbsched.client.incomplete import sealed_without_us
+from nbsched.client.room import Waiting, patiently
+from nbsched.client.sealing import Sending, seal_what_arrives, write_sealed
 from nbsched.client.session import Session
 from nbsched.client.tracker import JobTracker
-from nbsched.errors import NbschedError, StoreUnreachableError
+from nbsched.errors import JobIncompleteError, NbschedError
 from nbsched.messages import BlockRef
 from nbsched.model import CancelRequest, JobRecord, to_json
 from nbsched.names import new_request_id
@@ -30,14 +34,14 @@ from nbsched.payload.blocks import InlineInput, Packed
 from nbsched.payload.envelope import Envelope, Kind
 from nbsched.payload.frames import Frame
 from nbsched.payload.sharedfolder import SHARE_BYTES
-from nbsched.storage import Absent, ModifiedAt, Put
-from nbsched.transport import LogFullError
+from nbsched.storage import Put
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _IN_FLIGHT_BYTES = 8 * 1024 * 1024
 _FIRST_ITEMS = 8192
-_FULL_RETRY_S = 1.0
 _STOP_S = 2.0
 """How long `stop` waits for blocks that are on their way."""
 _INLINE_WAIT_S = 0.2
@@ -60,6 +64,7 @@ class Upload:
         *,
         buffersize: int | None = None,
     ) -> None:
+        self.tracker: JobTracker | None = None
         self._session = session
         self._most_items = blocks.MAX_ITEMS if buffersize is None else max(1, buffersize // 4)
         self._ahead = None if buffersize is None else buffersize - self._most_items
@@ -69,13 +74,29 @@ class Upload:
         self._stopped = False
         self._record = record
         self._function = function
+        self._waiting = Waiting(record.id, session.notes, self._keep_files)
         self._packed = blocks.pack(items, session.settings.block_bytes, self._limit_items)
         self._number = 0
         self._count = 0
         self._revision = 0
-        self._pending: deque[tuple[int, concurrent.futures.Future[None]]] = deque()
+        self._sending: deque[Sending] = deque()
         self._in_flight = 0
-        self.tracker: JobTracker | None = None
+        self._had: Uploaded | None = None
+        """While the job is not committed."""
+
+    def __del__(self) -> None:
+        """Nobody can ask for more items any more: the job ends with those that it has.
+
+        Not a finalizer: what holds it must be collected together with it. This may be any
+        thread, and must neither wait nor lock.
+        """
+        session, tracker = self._session, self.tracker
+        if tracker is not None and tracker.committed and tracker.total is None:
+            # Without this object: the user's iterator is not to be closed on that thread.
+            known = (self._record, self._revision, self._count, tuple(self._sending))
+            session.soon(
+                lambda: session.complete(lambda: seal_what_arrives(session, tracker, *known))
+            )
 
     def _limit_items(self) -> int:
         """Items of the next block. Until the job has begun they are few: the sooner the
@@ -85,7 +106,18 @@ class Upload:
     # ------------------------------------------------------------ beginning
 
     def begin(self) -> JobTracker:
-        """Commit the job, inline if all its items come soon and are small."""
+        """Commit the job, inline if all its items come soon and are small.
+
+        While a server has no room or is away it waits, and says so.
+        """
+        try:
+            return self._begin()
+        except BaseException:
+            for block in self._sending:  # they might wait for room for ever
+                block.stored.cancel()
+            raise
+
+    def _begin(self) -> JobTracker:
         lazily = self._ahead is not None
         limit = self._session.settings.inline_bytes
         started = time.monotonic()
@@ -109,10 +141,13 @@ class Upload:
         self._record = msgspec.structs.replace(self._record, inline=True, total=total)
         # Before the commit: outcomes can be quicker than its answer.
         tracker = self.tracker = self._session.track(self._record)
-        self._session.run(self._commit(sealed))
+        self._revision = self._run(commit(self._session, self._record, inline=sealed))
+        tracker.committed = True
         return tracker
 
     def _begin_log(self, first: list[Packed]) -> JobTracker:
+        announced = patiently(self._session, self._session.presence.announce, away=True)
+        self._had = Uploaded(self._run(announced))
         function = self._append(self._function, 0, 0, 0)
         self._settle(0)  # the leader relies on it: nothing of a job lies before its callable
         self._record = msgspec.structs.replace(
@@ -120,33 +155,17 @@ class Upload:
             function_parts=function.parts,
             function_file=function.file,
             function_bytes=function.nbytes,
+            watched=True,
         )
         for block in first:
             self._append_block(block)
         self._settle(0)
         tracker = self.tracker = self._session.track(self._record)
         tracker.uploaded(self._count)
-        self._session.run(self._commit(None))
+        self._revision = self._run(commit(self._session, self._record, had=self._had))
+        self._had = None
+        tracker.committed = True
         return tracker
-
-    async def _commit(self, inline: bytes | None) -> None:
-        names, record = self._session.names, self._record
-        key = names.job(record.id)
-        changes = [Put(key, to_json(record))]
-        if inline is not None:
-            changes.append(Put(names.inline_input(record.id), inline))
-        try:
-            commit = await self._session.store.commit([Absent(key)], changes)
-        except StoreUnreachableError:
-            # The connection broke: whether the job was committed can only be read.
-            stored = await self._session.store.get(key)
-            if stored is None or stored.value != to_json(record):
-                raise
-            self._revision = stored.mod_revision
-            return
-        if not commit.succeeded:
-            raise NbschedError(f"A job {record.id} exists already. Submit again.")
-        self._revision = commit.revision
 
     # ------------------------------------------------------------ going on
 
@@ -167,7 +186,7 @@ class Upload:
             self._uploader = threading.get_ident()
             more = self._advance(index, deadline)
         except BaseException as error:
-            self._abandon(cancel=not isinstance(error, KeyboardInterrupt))
+            self._abandon(cancel=not isinstance(error, (KeyboardInterrupt, JobIncompleteError)))
             raise
         finally:
             self._uploader = None
@@ -197,6 +216,8 @@ class Upload:
                 return False
             self._append_block(block, deadline)
             self.tracker.uploaded(self._count)
+        if self.tracker.sealed_at is not None:
+            raise sealed_without_us(self.tracker)
         return False
 
     def stop(self) -> None:
@@ -220,23 +241,10 @@ class Upload:
             raise NbschedError(
                 f"Job {self._record.id} cannot be sealed: NATS does not take its last items."
             )
-        self._record = msgspec.structs.replace(self._record, total=self._count)
-        self._session.run(self._write_sealed())
+        record = msgspec.structs.replace(self._record, total=self._count)
+        write = partial(write_sealed, self._session, self.tracker, record, self._revision)
+        self._run(patiently(self._session, write, away=True), deadline)
         self.tracker.seal(self._count)
-
-    async def _write_sealed(self) -> None:
-        key = self._session.names.job(self._record.id)
-        guard = ModifiedAt(key, self._revision)
-        sealed = Put(key, to_json(self._record))
-        try:
-            commit = await self._session.store.commit([guard], [sealed])
-            written = commit.succeeded
-        except StoreUnreachableError:
-            written = False  # or it was, and only the answer is missing
-        if not written:
-            stored = await self._session.store.get(key)
-            if stored is None or stored.value != to_json(self._record):
-                raise NbschedError(f"The record of job {self._record.id} was changed or deleted.")
 
     def _abandon(self, *, cancel: bool) -> None:
         """The items end with an error: let the job end, and stop what runs."""
@@ -276,8 +284,14 @@ class Upload:
             (part, msgspec.msgpack.encode(ref) if position == last else b"")
             for position, part in enumerate(parts)
         ]
-        size = sum(map(len, parts))
-        self._pending.append((size, self._session.start(self._append_parts(ref, work))))
+        # What lies in a file has an empty message, which must not count for nothing: nobody
+        # would wait for it.
+        size = sum(map(len, parts)) + len(parts)
+        if self._had is not None:
+            self._had.messages += len(parts)
+            self._had.files = self._had.files or bool(file)
+        stored = self._session.start(self._append_parts(ref, work))
+        self._sending.append(Sending(first, size, stored))
         self._in_flight += size
         return ref
 
@@ -292,25 +306,48 @@ class Upload:
             log.warning("job=%s goes through NATS: %s", self._record.id, error)
             return ""
 
+    def _keep_files(self) -> None:
+        """Show that somebody is to use the files: those of no job go after an hour."""
+        if self._had is not None and self._had.files and self._session.shared_folder is not None:
+            self._session.shared_folder.touch(self._record.id)
+
     async def _append_parts(self, ref: BlockRef, work: list[tuple[bytes, bytes]]) -> None:
         session = self._session
         for position, (part, meta) in enumerate(work):
             head = self._envelope(ref.first, ref.count, meta)
             header = session.wire.write(head, part)
-            subject = session.names.input_part(self._record.id, ref.block, position)
-            await _append_patiently(session, subject, header, part)
+            subject = session.names.input_part(
+                self._record.client, self._record.id, ref.block, position
+            )
+            append = partial(session.bus.append, subject, header, part)
+            await patiently(session, append)
 
     def _settle(self, allowed: int, deadline: float | None = None) -> bool:
         """Wait until at most ``allowed`` bytes are in flight; False at the deadline."""
-        while self._pending and self._in_flight > allowed:
-            size, future = self._pending[0]
-            left = None if deadline is None else _left(deadline)
-            if not concurrent.futures.wait([future], left).done:
+        while self._sending and self._in_flight > allowed:
+            block = self._sending[0]
+            if not self._waiting.wait(block.stored, deadline):
                 return False
-            self._pending.popleft()
-            self._in_flight -= size
-            future.result()
+            self._sending.popleft()
+            self._in_flight -= block.nbytes
+            try:
+                block.stored.result()
+            except BaseException:
+                self._count = min(self._count, block.first)  # nothing can follow it
+                raise
         return True
+
+    def _run(self, work: Coroutine[Any, Any, T], deadline: float | None = None) -> T:
+        """Run it on the I/O thread. Raises NbschedError at the deadline."""
+        future = self._session.start(work)
+        try:
+            if not self._waiting.wait(future, deadline):
+                why = self._session.notes.waits_for or "etcd does not answer"
+                raise NbschedError(f"Job {self._record.id} cannot be sealed: {why}.")
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
 
     def _envelope(self, first: int, count: int, meta: bytes = b"") -> Envelope:
         return Envelope(
@@ -329,14 +366,3 @@ class Upload:
 
 def _left(deadline: float) -> float:
     return max(0.0, deadline - time.monotonic())
-
-
-async def _append_patiently(session: Session, subject: str, header: bytes, data: bytes) -> None:
-    """Append; while the log is full, wait and say so."""
-    while True:
-        try:
-            await session.bus.append(subject, header, data)
-            return
-        except LogFullError as error:
-            log.warning("The upload waits for room: %s", error)
-            await asyncio.sleep(_FULL_RETRY_S)

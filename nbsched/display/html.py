@@ -63,9 +63,14 @@ _FILLS = {
     "open-end": _paint(_FAINT, f"linear-gradient(90deg, {_FAINT}, transparent)"),
 }
 
+# No colour of its own has enough contrast on light and on dark pages: so the page's is
+# tinted. Where that is stripped the page's colour remains.
+_GREEN_TEXT = "color: color-mix(in srgb, currentColor 35%, #388e3c)"
+_RED_TEXT = "color: color-mix(in srgb, currentColor 35%, #d32f2f)"
 _STATE_COLOURS = {
-    "succeeded": f"; color: #388e3c; color: {_GREEN}",
-    "failed": f"; color: #d32f2f; color: {_RED}",
+    "succeeded": f"; {_GREEN_TEXT}",
+    "failed": f"; {_RED_TEXT}",
+    "incomplete": f"; {_RED_TEXT}",
 }
 
 
@@ -104,7 +109,7 @@ def frame(name: str, inner: str, token: str | None) -> str:
 
 def failure_line(error: str) -> str:
     """What something has failed with, in one line."""
-    return f'<span style="color: #d32f2f; color: {_RED}">✗ {escape(one_line(error))}</span>'
+    return f'<span style="{_RED_TEXT}">✗ {escape(one_line(error))}</span>'
 
 
 def _failures(rows: Sequence[TaskRow], tracebacks: Mapping[int, str], count: int) -> str:
@@ -156,7 +161,7 @@ def _head(progress: Progress) -> str:
     return (
         '<div style="display: flex; flex-wrap: wrap; gap: 0 10px; align-items: baseline">'
         '<strong style="font-weight: 600; overflow-wrap: anywhere">' + name + "</strong> "
-        '<span style="opacity: 0.6; font-size: 11px; font-family:'
+        '<span style="opacity: 0.7; font-size: 11px; font-family:'
         f' var(--jp-code-font-family, monospace)">{escape(progress.job)}</span> '
         f'<span style="margin-left: auto; font-weight: 600{colour}">{state}</span> '
         + (f"<span>{done} %</span>" if done is not None else "")

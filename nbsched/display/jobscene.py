@@ -50,6 +50,8 @@ class JobScene:
         self._opened: set[int] = set()
         self._watched: dict[int, None] = {}
         """Tasks that were sent off again from here: they stay in sight to their end."""
+        self._items = True
+        """The table says items: of an attached job only those of failures are known."""
         self.dirty = False
 
     @property
@@ -144,6 +146,9 @@ class JobScene:
             self._page = pages - 1
             indices, count = self._indices(tasks, self._tab, counts[self._tab])
         start = self._page * ROWS
+        rows = [self._row(tasks, tasks.row(index)) for index in indices]
+        if rows:
+            self._items = any(row["item"] for row in rows)
         return {
             "tabs": tabs,
             "tab": self._tab,
@@ -152,7 +157,8 @@ class JobScene:
             "pages": pages,
             "where": f"{number(start + 1)} to {number(start + len(indices))} of {number(count)}",
             "empty": "too short to be listed" if counts[self._tab] else "none now",
-            "rows": [self._row(tasks, tasks.row(index)) for index in indices],
+            "rows": rows,
+            "items": self._items,
         }
 
     def _indices(self, tasks: Any, tab: Tab, count: int) -> tuple[list[int], int]:

@@ -1,8 +1,11 @@
-"""Keeps views of running jobs up to date: one thread for all of them, 5 times a second.
+"""Keeps views of running jobs up to date: one thread for all of them.
 
 The thread starts with the first view and ends a moment after the last. It only reads
 `job.progress` and calls `View.draw`; a view that fails is dropped and logged, for a
 display must never harm a job. Nothing here knows what a view looks like.
+
+A view that costs a page messages says when they may be sent (`View.may_send`). Only what
+a call wants to be seen at once, or to be the last, does not wait for that.
 
 A view draws in a copy of the `contextvars` context of the call that created it:
 ipykernel keeps there which cell a message belongs to, so output from this thread lands
@@ -21,27 +24,32 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from nbsched.client.progress import Progress
+from nbsched.display.pace import REFRESH_S
 from nbsched.display.scenes import Subject
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-REFRESH_S = 0.2
-"""At most 5 updates a second: more is not seen, and costs the browser."""
-_LINGER_ROUNDS = 10
+_LINGER_ROUNDS = 7
 """Idle rounds until the thread ends, so that many short waits do not start many."""
+_MOST_RESTING = 30
+"""Displays of ended jobs that still listen. A notebook with more has scrolled them away."""
 
 
 class View(Protocol):
-    """One picture of one job in one place. Where it can be clicked, it has ``dirty``."""
+    """One picture of one job in one place.
 
-    def draw(self, progress: Progress) -> bool | None:
-        """Show this; the first call makes the view appear. True when a page was told."""
+    One in a page also has ``dirty`` (it has to be drawn, whether the job has changed or
+    not), ``may_send(last=)`` and ``close()``.
+    """
+
+    def draw(self, progress: Progress) -> None:
+        """Show this; the first call makes the view appear."""
 
     def end(self, progress: Progress) -> bool | None:
-        """Show the last state, which stays. True when clicks may still come: then the
-        view rests, and is drawn again when one did, or when the job runs again."""
+        """Show the last state, which stays. True when a page still listens: then the view
+        rests, and is drawn again when it is dirty, or when the job runs again."""
 
 
 class Live:
@@ -64,80 +72,90 @@ class Live:
         self.appeared = False
         self.ended = False
 
-    def tick(self, *, only_ends: bool = False) -> bool:
-        """Draw what is now, once it is time; ends by itself when the job has.
-
-        Returns whether something was sent to a page.
-        """
+    def tick(self) -> None:
+        """Draw what is now, once it is time; ends by itself when the job has."""
         with self._lock:
             if self.ended or self._clock() < self._due:
-                return False
+                return
             if self._resting is not None:
-                return False if only_ends else self._look()
-            return self.flush(only_ends=only_ends)
+                self._look()
+            else:
+                self._draw(self._may_send)
 
-    def flush(self, *, only_ends: bool = False) -> bool:
+    def flush(self) -> None:
         """Draw now, whatever the clock says; for the last time when the job has ended."""
         with self._lock:
-            job = self._job
-            if self.ended or job is None:
-                return False
-            try:
-                progress = job.progress
-                if progress.finished:
-                    self.appeared = True
-                    self._end(progress)
-                elif not only_ends:
-                    self.appeared = True
-                    return bool(self._run(self._view.draw, progress))
-            except Exception:
-                self.ended = True
-                _log.debug("job %s is no longer displayed", self._id, exc_info=True)
-            return False
+            self._draw(lambda last: True)
 
-    def _look(self) -> bool:
+    def _draw(self, may_send: Callable[[bool], bool]) -> None:
+        job = self._job
+        if self.ended or job is None:
+            return
+        try:
+            progress = job.progress
+            if may_send(bool(progress.finished)):
+                self.appeared = True
+                (self._end if progress.finished else self._show)(progress)
+        except Exception:
+            self._drop()
+
+    def _look(self) -> None:
         """While resting: go on when the job runs or has run again, or somebody clicked."""
         job = self._resting() if self._resting is not None else None
         try:
             if job is None:
-                self._close()
+                if self._may_send(False):
+                    self._close()
             elif job.progress != self._ended_as:
-                self.wake()
-                return self.flush()
-            elif getattr(self._view, "dirty", False):
-                return bool(self._run(self._view.draw, job.progress))
+                self._job, self._resting = job, None
+                self._draw(self._may_send)
+            elif getattr(self._view, "dirty", False) and self._may_send(False):
+                self._show(job.progress)
         except Exception:
-            self.ended = True
-            _log.debug("job %s is no longer displayed", self._id, exc_info=True)
-        return False
+            self._drop()
 
-    @property
-    def in_page(self) -> bool:
-        """Whether the view costs the front end a message with every change."""
-        return hasattr(self._view, "dirty")
+    def _show(self, progress: Any) -> None:
+        self._run(self._view.draw, progress)
+
+    def _may_send(self, last: bool) -> bool:
+        may_send = getattr(self._view, "may_send", None)
+        return may_send is None or bool(may_send(last=last))
+
+    def _drop(self) -> None:
+        self.ended = True
+        _log.debug("%s is no longer displayed", self._id, exc_info=True)
 
     @property
     def resting(self) -> bool:
         return self._resting is not None
 
-    def wake(self) -> None:
-        """The job runs again: draw it as before it had ended."""
+    def wake(self) -> bool:
+        """Draw the job as before it had ended, as it may run again. False when this cannot
+        be: it has ended, or rested for a future that is gone, and can only be replaced."""
         with self._lock:
             if self._resting is not None:
-                self._job, self._resting = self._resting(), None
+                self._job = self._resting()
+                if self._job is None:
+                    self._close()  # before another takes its output
+                    return False
+                self._resting = None
+            return not self.ended
 
     def rest_no_more(self) -> None:
         """Stop listening for clicks; what is shown stays."""
         with self._lock:
-            if self._resting is not None:
+            if self._resting is not None and self._may_send(False):
                 self._close()
 
     def _close(self) -> None:
         self.ended = True
         self._job = self._resting = None
-        close = getattr(self._view, "close", None)
-        if close is not None:
-            self._context.copy().run(close)
+        try:
+            close = getattr(self._view, "close", None)
+            if close is not None:
+                self._context.copy().run(close)
+        except Exception:
+            self._drop()
 
     def wait_begins(self) -> None:
         """Somebody waits for the job, here: from now on messages belong to this cell.
@@ -173,8 +191,7 @@ class Live:
                         self._end(self._job.progress)
                     self.ended = self._resting is None
             except Exception:
-                self.ended = True
-                _log.debug("the last state of %s is not displayed", self._id, exc_info=True)
+                self._drop()
 
     def _finished(self) -> bool:
         try:
@@ -235,13 +252,23 @@ class Ticker:
         with self._lock:
             self._lives = [live for live in self._lives if not live.ended]
             lives = list(self._lives)
-        # In a page one display is drawn at a time, in turn: several do not send more.
+        resting = [live for live in lives if live.resting]
+        for live in resting[:-_MOST_RESTING]:
+            self._tend(live, live.rest_no_more)
+        # Each is first in its turn: what may be sent to a page may not do for all of them.
         self._turn += 1
         first = self._turn % len(lives) if lives else 0
-        sent = False
         for live in lives[first:] + lives[:first]:
-            sent = live.tick(only_ends=sent and live.in_page) or sent
+            self._tend(live, live.tick)
         return bool(lives)
+
+    def _tend(self, live: Live, call: Callable[[], None]) -> None:
+        """Whatever goes wrong with one, the others are drawn: this thread must not end."""
+        try:
+            call()
+        except Exception:
+            live.ended = True
+            _log.exception("A display failed and is dropped")
 
     def _retire(self) -> bool:
         """Under the lock, so that no view is added to a thread that is about to end."""

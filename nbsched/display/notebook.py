@@ -7,6 +7,11 @@ notebook has no model for a saved widget view, and would show only an error. The
 puts the live view in the HTML's place (`static/display.js`), with buttons that go on
 working after the end, as long as the kernel lives.
 
+A page that is reloaded shows the HTML that was saved, maybe of a moment long before the
+end, and no update can reach an output that it has loaded. So the model stays open when
+the subject has ended, and both carry a ``stage``, the number of ends so far: the page
+shows the live view where the HTML is behind, or where something can still be clicked.
+
 Front ends that keep outputs apart from widgets (VS Code, Colab) never say hello. They
 get the widget view in the output, and the static one without it at the end.
 """
@@ -18,7 +23,8 @@ import time
 import uuid
 from typing import Any
 
-from nbsched.display.scenes import Scene
+from nbsched.display.pace import pace
+from nbsched.display.scenes import Scene, State
 from nbsched.display.widget import Panel, open_panel
 
 _HELLO_S = 2.0
@@ -43,19 +49,24 @@ class Output:
 
     def __init__(self) -> None:
         self.id = uuid.uuid4().hex
+        self.stage = 0
+        """How often its subject has ended."""
         self._bundle: dict[str, object] | None = None
 
     @property
     def published(self) -> bool:
         return self._bundle is not None
 
-    def publish(self, bundle: dict[str, object]) -> None:
+    def publish(self, bundle: dict[str, object], metadata: dict[str, object]) -> None:
         if bundle == self._bundle:
             return
         from IPython import display as ipython
 
         update = self._bundle is not None
-        ipython.display(bundle, raw=True, display_id=self.id, update=update)  # type: ignore[no-untyped-call]
+        pace.note()
+        ipython.display(  # type: ignore[no-untyped-call]
+            bundle, metadata=metadata, raw=True, display_id=self.id, update=update
+        )
         self._bundle = bundle
 
 
@@ -68,40 +79,48 @@ class CellView:
         self._panel: Panel | None = None
         self._tried = False
         self._opened_at = 0.0
+        self._behind = False
+        """The page has the last HTML, but not yet the state that goes with it."""
         self._in_output = False
         """The widget view is part of the output."""
 
     @property
     def dirty(self) -> bool:
-        return self._scene.dirty
+        return self._scene.dirty or self._behind
 
-    def draw(self, snapshot: Any) -> bool:
-        self._scene.dirty = False
-        state = self._scene.state(snapshot)
+    def may_send(self, *, last: bool) -> bool:
+        """Whether a page may be told now. Opening takes two messages, all else one."""
+        return pace.has_room(1 if self._tried else 2, last=last)
+
+    def draw(self, snapshot: Any) -> None:
+        self._scene.dirty = self._behind = False
+        state = self._state(snapshot)
         if self._panel is not None:
-            sent = self._panel.show(state)
+            self._panel.show(state)
             self._show_where_nobody_took_over(snapshot)
-            return sent
+            return
         if not self._tried:
             self._tried = True
             self._opened_at = time.monotonic()
             self._panel = open_panel(self._output.id, state, self._scene.act)
         if self._panel is None or not self._output.published:
             self._publish(snapshot)
-        return True
 
     def end(self, snapshot: Any) -> bool:
-        """Show what stays. True when the view goes on listening for clicks."""
-        self._scene.dirty = False
-        able = self._panel is not None and snapshot.finished
-        goes_on = able and self._scene.goes_on(snapshot)
-        if goes_on and self._panel is not None:  # else the static view says it all
-            self._panel.show(self._scene.state(snapshot))
+        """Show what stays. True when the model stays open, for clicks and reloaded pages.
+
+        The HTML comes at once, for what executes a notebook hears nothing any more when
+        its cell has ended. The state may wait until the page can be told more.
+        """
+        self._output.stage += 1
         self._in_output = False
         self._publish(snapshot)
-        if not goes_on:
+        if not snapshot.finished:  # only this view has ended: it is of no use any more
             self.close()
-        return goes_on
+            return False
+        # One that was not shown before its end needs a model only if it can be clicked.
+        self._behind = self._panel is not None or self._scene.goes_on(snapshot)
+        return self._behind
 
     def close(self) -> None:
         """Nothing can happen any more: the page goes back to the static view."""
@@ -110,14 +129,22 @@ class CellView:
             self._panel = None
             self._tried = False
 
+    def _state(self, snapshot: Any) -> State:
+        idle = snapshot.finished and not self._scene.goes_on(snapshot)
+        return self._scene.state(snapshot) | {"stage": self._output.stage, "idle": idle}
+
     def _publish(self, snapshot: Any) -> None:
-        bundle = self._scene.static(snapshot, self._output.id)
+        bundle = self._scene.static(snapshot, f"{self._output.id}:{self._output.stage}")
+        metadata: dict[str, object] = {}
         if self._in_output and self._panel is not None:
-            bundle = bundle | self._panel.view()
-        self._output.publish(bundle)
+            view, metadata = self._panel.view()
+            bundle = bundle | view
+        self._output.publish(bundle, metadata)
 
     def _show_where_nobody_took_over(self, snapshot: Any) -> None:
         assert self._panel is not None
+        if snapshot.finished:  # what stays has no view, whoever took over
+            return
         late = time.monotonic() - self._opened_at > _HELLO_S
         if late and not self._panel.greeted and not self._in_output and not Panel.any_greeted:
             self._in_output = True

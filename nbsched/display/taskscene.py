@@ -60,7 +60,7 @@ class TaskScene:
         inner = (
             '<div style="display: flex; flex-wrap: wrap; gap: 0 10px; align-items: baseline">'
             f'<strong style="font-weight: 600">{escape(one_line(now.name))}</strong>'
-            f'<span style="opacity: 0.6; font-size: 11px">{escape(now.id)}</span>'
+            f'<span style="opacity: 0.7; font-size: 11px">{escape(now.id)}</span>'
             f'<span style="margin-left: auto; font-weight: 600">{SIGNS[row.state]}</span></div>'
             f'<div style="font-size: 12px; opacity: 0.7">{escape(_facts(now))}</div>'
             f'<div style="font-size: 12px">{error or value}</div>'

@@ -132,10 +132,9 @@ class Views:
         """What keeps the job's view in this place up to date; there is never a second."""
         with self._lock:
             live = self._lives.get((job.id, place))
-            if live is None or live.ended:
+            if live is None or not live.wake():
                 live = ticker().add(job, make(), after_s=after_s)
                 self._lives[job.id, place] = live
-            live.wake()
             return live
 
     def _lives_of(self, job: Subject) -> list[Live]:

@@ -20,6 +20,8 @@ from collections.abc import Callable
 from importlib import resources
 from typing import Any
 
+from nbsched.display.pace import pace
+
 log = logging.getLogger(__name__)
 
 _VIEW = "application/vnd.jupyter.widget-view+json"
@@ -29,11 +31,12 @@ Act = Callable[[dict[str, Any]], None]
 
 @functools.cache
 def _model_class() -> Any | None:
-    """The class of our models, or None where anywidget is not installed."""
+    """The class of our models, or None where anywidget is not installed, or is broken."""
     try:
         anywidget: Any = importlib.import_module("anywidget")
         traitlets: Any = importlib.import_module("traitlets")
-    except ImportError:
+    except Exception as error:  # half an installation may raise anything
+        log.debug("displays are static: %s", error)
         return None
     files = resources.files("nbsched.display") / "static"
 
@@ -52,7 +55,7 @@ def _model_class() -> Any | None:
 
 
 def open_panel(token: str, state: dict[str, Any], act: Act) -> Panel | None:
-    """A panel, or None without anywidget."""
+    """A panel, or None where there is no anywidget that works."""
     kind = _model_class()
     return None if kind is None else Panel(kind, token, state, act)
 
@@ -67,29 +70,39 @@ class Panel:
         self._act = act
         self.greeted = False
         """A page has the model, and shows it in the place of the static HTML."""
+        self._in_output = False
+        pace.note()
         self._model = kind(token=token, state=state)
         _take_clicks_on_the_subshell(self._model.comm)
         self._model.on_msg(self._received)
         _open[self._model.comm.comm_id] = self
 
-    def show(self, state: dict[str, Any]) -> bool:
-        """Send a state; nothing travels, and False is returned, when it is as before."""
-        changed = bool(self._model.state != state)
-        if changed:
+    def show(self, state: dict[str, Any]) -> None:
+        """Send a state; nothing travels when it is as before."""
+        if self._model.state != state:
+            pace.note()
             self._model.state = state
-        return changed
 
-    def view(self) -> dict[str, object]:
-        """The representation for pages that do not find the static HTML."""
-        return {_VIEW: {"version_major": 2, "version_minor": 0, "model_id": self._model.model_id}}
+    def view(self) -> tuple[dict[str, object], dict[str, object]]:
+        """The representation for pages that do not find the static HTML, and what must be
+        said of it: Colab shows a widget of somebody else only where it is told how."""
+        self._in_output = True
+        data, metadata = self._model._repr_mimebundle_()
+        return {_VIEW: data[_VIEW]}, metadata
 
     def close(self) -> None:
-        _open.pop(getattr(self._model.comm, "comm_id", ""), None)
-        self._model.close()
+        comm_id = getattr(self._model.comm, "comm_id", "")
+        pace.note()
+        try:
+            self._model.close()
+        finally:
+            _open.pop(comm_id, None)
 
     def _received(self, _model: object, message: dict[str, Any], _buffers: object) -> None:
         if message.get("do") == "hello":
-            self.greeted = Panel.any_greeted = True
+            self.greeted = True
+            # One that had to be given the view in an output will not find the next HTML either.
+            Panel.any_greeted = Panel.any_greeted or not self._in_output
             return
         try:
             self._act(message)

@@ -17,6 +17,7 @@ STATES = {
     "succeeded": "✓ succeeded",
     "failed": "✗ failed",
     "cancelled": "⊘ cancelled",
+    "incomplete": "◐ incomplete",
 }
 """The sign says what colour alone must not."""
 

@@ -9,12 +9,16 @@ asyncio: the interpreter belongs to the user's code.
     loop          the kernel's main loop: one task after another
     jobs          callables, items and policies, unpickled once
     tasks         one task, and whatever it ends in
+    taskrun       what names one run of a task
+    reports       errors of tasks that have raised none
     streak        short tasks, with as little between them as possible
     disturbances  what a task may have done to the next one
     output        what tasks print
     workplace     the folder and the import path that tasks find
     outbox        outcomes on their way back
     outcomes      how results and errors become bytes
+    stops         errors of tasks that were stopped at a limit
+    memorylimit   allocations far beyond a task's limit are refused
     exceptions    exceptions that arrive as themselves
     retrypolicy   whether a task that failed is to run again
     interrupts    the one way in which a running task is interrupted

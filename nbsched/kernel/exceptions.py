@@ -100,12 +100,16 @@ def rebuild(
         error.args = args
     error.__dict__.update(dict.fromkeys(dropped), **state)
     if dropped:
-        note = f"Not sent by the worker, since it cannot be pickled: {', '.join(dropped)}"
-        if sys.version_info >= (3, 11):
-            error.add_note(note)
-        else:
-            error.__dict__.setdefault("__notes__", []).append(note)
+        note(error, f"Not sent by the worker, since it cannot be pickled: {', '.join(dropped)}")
     return error
+
+
+def note(error: BaseException, text: str) -> None:
+    """Add a line to an exception, which a traceback shows from Python 3.11 on."""
+    if sys.version_info >= (3, 11):
+        error.add_note(text)
+    else:
+        error.__dict__.setdefault("__notes__", []).append(text)
 
 
 def _builtin_base(kind: type[BaseException]) -> Any:

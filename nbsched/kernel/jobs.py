@@ -17,6 +17,7 @@ from typing import Any
 from nbsched.model import CallShape
 from nbsched.payload import blocks, frames, pickling
 from nbsched.payload.sharedfolder import SharedFolder
+from nbsched.shortrepr import short
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,12 @@ class LoadedJob:
     def policy(self) -> Any:
         """The retry policy or None; there once `function` has been called."""
         return self._policy
+
+    def item_text(self, block: int, index: int) -> str:
+        """A task's item in short; of a single call, its arguments. Raises what reading
+        it raises."""
+        item = self.blocks[block].get(index)
+        return short(item[0] if self._shape == "apply" else item)
 
     def caller(self) -> Callable[[Any], Any]:
         """What runs a task, given its item. Raises what `function` raises."""

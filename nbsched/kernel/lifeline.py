@@ -1,7 +1,8 @@
-"""Dying with the daemon, by two ways that do not depend on each other.
+"""Dying with the daemon, by two ways that do not depend on each other; and before it.
 
 Linux kills the kernel when its parent dies (PDEATHSIG). Everywhere, a thread waits
-for the end of a pipe that only the daemon holds open.
+for the end of a pipe that only the daemon holds open. When memory runs out, the kernel
+and what its task has started go before the daemon and the servers beside it.
 """
 
 from __future__ import annotations
@@ -11,8 +12,13 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 
 _PR_SET_PDEATHSIG = 1
+_OOM_SCORE_ADJ = "/proc/self/oom_score_adj"
+_OOM_SCORE = 500
+"""As if half of the host's memory were used besides, in thousandths: a daemon that is
+killed in place of a task costs all of its tasks. Ray marks its workers likewise."""
 
 
 def tie_to_parent(parent: int, lifeline: int) -> None:
@@ -23,6 +29,15 @@ def tie_to_parent(parent: int, lifeline: int) -> None:
         os._exit(1)
     thread = threading.Thread(target=_watch, args=(lifeline,), name="nbsched-lifeline", daemon=True)
     thread.start()
+
+
+def go_before_the_daemon() -> None:
+    """Offer this process to the out-of-memory killer; its children inherit that."""
+    # Where that is not possible (not Linux, not allowed), it may be the daemon.
+    with suppress(OSError, ValueError), open(_OOM_SCORE_ADJ, "r+") as file:
+        score = min(1000, int(file.read()) + _OOM_SCORE)
+        file.seek(0)
+        file.write(str(score))
 
 
 def _watch(lifeline: int) -> None:

@@ -41,6 +41,7 @@ def main(arguments: Sequence[str]) -> None:
     """Run a kernel on the descriptors that the daemon has passed."""
     parent, connection_fd, memory_fd, lifeline_fd = map(int, arguments)
     lifeline.tie_to_parent(parent, lifeline_fd)
+    lifeline.go_before_the_daemon()
     for fd in (connection_fd, memory_fd, lifeline_fd):
         os.set_inheritable(fd, False)  # programs that tasks start have no business with them
     sys.argv[:] = ["nbsched-kernel"]
@@ -120,3 +121,5 @@ class Kernel:
         self._output.install()
         self._runner.run(self._jobs[batch.job], batch)
         self._outbox.flush()
+        if self._runner.spent:
+            os._exit(0)

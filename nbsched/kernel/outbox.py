@@ -93,8 +93,8 @@ class _Single:
             return self.run, self.outcome, [self.body], ""
         outcome = msgspec.structs.replace(
             self.outcome,
-            output=(len(printed.stdout), len(printed.stderr)),
-            printed=printed.chars,
+            output=(len(printed.stdout), len(printed.stderr), 0),
+            printed=(*printed.nbytes, 0),
         )
         return self.run, outcome, [self.body, printed.stdout, printed.stderr], ""
 

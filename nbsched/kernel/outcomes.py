@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 
+from nbsched.attempts import PastAttempt
 from nbsched.kernel import exceptions
 from nbsched.kernel.exceptions import safe_text
 from nbsched.messages import ErrorReport
@@ -28,13 +29,14 @@ def is_small_scalar(value: object) -> bool:
 # ---------------------------------------------------------------- exceptions
 
 
-def report_exception(error: BaseException) -> ErrorReport:
+def report_exception(error: BaseException, history: tuple[PastAttempt, ...] = ()) -> ErrorReport:
     """The report of an exception that the task raised."""
     return ErrorReport(
         type_name=type_name(error),
         message=safe_text(error),
         traceback=user_traceback(error),
         pickle=exceptions.portable_pickle(error),
+        history=history,
     )
 
 
@@ -43,6 +45,8 @@ def report_system(
     message: str,
     raised: BaseException | None = None,
     /,
+    *,
+    history: tuple[PastAttempt, ...] = (),
     **details: str | int | float | None,
 ) -> ErrorReport:
     """The report of a failure that is not the task's own exception."""
@@ -52,14 +56,7 @@ def report_system(
         traceback=user_traceback(raised) if raised is not None else "",
         system=system,
         details=details,
-    )
-
-
-def timeout_message(index: int, after_s: float) -> str:
-    """What a task that ran out of time says, wherever that is found out."""
-    return (
-        f"Task {index} ran longer than its task_timeout of {after_s:g} s and was stopped."
-        " Give it more time with task_timeout=, or less to do."
+        history=history,
     )
 
 
@@ -76,7 +73,9 @@ def user_traceback(error: BaseException) -> str:
     try:
         shown = traceback.TracebackException(type(error), error, error.__traceback__, compact=True)
         _drop_own_frames(shown, 50)
-        return "".join(shown.format())[-_MAX_TEXT:]
+        # Python 3.10 knows nothing of notes.
+        notes = [] if sys.version_info >= (3, 11) else getattr(error, "__notes__", [])
+        return "".join([*shown.format(), *(f"{line}\n" for line in notes)])[-_MAX_TEXT:]
     except BaseException as second:
         return f"{type_name(error)}: (no traceback: formatting it raised {type(second).__name__})\n"
 

@@ -25,25 +25,27 @@ TAIL_CHARS = 48 * 1024
 
 
 class Printed(NamedTuple):
-    """What one task has printed: UTF-8 of both streams, and their lengths uncut."""
+    """What one task has printed: UTF-8 of both streams, and its bytes before cutting."""
 
     stdout: bytes
     stderr: bytes
-    chars: tuple[int, int]
+    nbytes: tuple[int, int]
 
 
 class KeptText:
     """The beginning and the end of a text, however long it becomes."""
 
     def __init__(self) -> None:
-        self.chars = 0
+        self.chars = self.nbytes = 0
         self._head: list[str] = []
         self._head_room = HEAD_CHARS
         self._tail: list[str] = []
         self._tail_chars = 0
 
-    def add(self, text: str) -> None:
+    def add(self, text: str, nbytes: int) -> None:
+        """More text came, of so many bytes as UTF-8."""
         self.chars += len(text)
+        self.nbytes += nbytes
         if self._head_room:
             first = text[: self._head_room]
             self._head.append(first)
@@ -96,8 +98,9 @@ class Output:
             if not self.dirty:
                 self.dirty = True
                 self._notes.append("printed")
-            self._kept[stream].add(text)
-            self._state.print_tail(run, _utf8(text[-RING_BYTES:]))
+            nbytes = len(text) if text.isascii() else len(_utf8(text))
+            self._kept[stream].add(text, nbytes)
+            self._state.print_tail(run, stream, _utf8(text[-RING_BYTES:]), nbytes)
 
     def take(self) -> Printed | None:
         """What was printed since the last call; None when it was nothing."""
@@ -107,7 +110,8 @@ class Output:
             stdout, stderr = self._kept
             self._kept = (KeptText(), KeptText())
             self.dirty = False
-        return Printed(_utf8(stdout.text()), _utf8(stderr.text()), (stdout.chars, stderr.chars))
+        printed = (_utf8(stdout.text()), _utf8(stderr.text()))
+        return Printed(*printed, (stdout.nbytes, stderr.nbytes))
 
     def spill(self) -> None:
         """Before a task: what a thread printed after the last one's end is not its own."""

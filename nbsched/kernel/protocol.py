@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from nbsched.attempts import PastAttempt
 from nbsched.messages import Outcome
 from nbsched.model import CallShape, JobId
 
@@ -67,13 +68,26 @@ class DropJob(Frame, frozen=True):
     job: JobId
 
 
+class Breach(msgspec.Struct, frozen=True, array_like=True):
+    """A limit that a task broke: seconds (`TIMED_OUT`) or bytes (`OVERDRAWN`)."""
+
+    cause: int
+    limit: float
+    amount: float
+    """What it took when that was seen; 0 when the system refused to give it."""
+    tail: str = ""
+    """The end of what it had printed, when it was killed for it."""
+    ran_s: float = 0.0
+    """How long it had run then."""
+
+
 class RunTasks(Frame, frozen=True):
     """Run tasks ``start`` to ``stop``, whose items lie in ``block``.
 
     Attributes:
         first_run: run number of the first task; the others follow.
-        timed_out_after_s: when set, the task is not run. It was killed after this
-            many seconds, and its retry policy is to say what follows.
+        breach: when set, the task is not run. It broke a limit and was killed for it, and
+            its retry policy is to say what follows.
     """
 
     job: JobId
@@ -85,7 +99,9 @@ class RunTasks(Frame, frozen=True):
     attempt: int
     first_started_at: float | None = None
     task_timeout_s: float | None = None
-    timed_out_after_s: float | None = None
+    memory_bytes: int | None = None
+    breach: Breach | None = None
+    past: tuple[PastAttempt, ...] = ()
 
 
 # ---------------------------------------------------------------- kernel to daemon

@@ -12,6 +12,10 @@ Two orders matter:
   reads both. So a run above them will certainly not start, and the daemon may give it
   to another kernel at once, even while this one is deep in a long task.
 * The daemon stores the cause before the target, and the target before the signal.
+
+What the running task prints is here, too: the end of each stream in a ring. So the daemon
+can show it while the task runs, without a word from the kernel, and has it however the
+kernel ends.
 """
 
 from __future__ import annotations
@@ -21,12 +25,18 @@ import os
 import tempfile
 
 _PAGE = mmap.PAGESIZE
-_TOUCHED, ACTIVE, _STARTED_NS, VOID_BELOW, _TARGET, _CAUSE, _PRINTED_RUN, _PRINTED = range(8)
-RING_BYTES = _PAGE
-"""Of what the last run to print has printed; a second page holds it."""
+_TOUCHED, ACTIVE, _STARTED_NS, VOID_BELOW, _TARGET, _CAUSE, _PRINTED_RUN, _USED_BYTES = range(8)
+_PRINTED, _CLAIMED = 8, 10
+"""Of stdout; the next cell is that of stderr. Bytes that lie in the ring, and bytes that
+are being written to it: what they overwrite is not to be trusted."""
+RING_BYTES = 4 * _PAGE
+"""Of each stream of the last run to print; behind the page of cells."""
+_WORDS_BYTES = 2048
 
 CANCELLED = 1
 TIMED_OUT = 2
+OVERDRAWN = 3
+"""It occupies more memory than it may."""
 
 
 def create() -> int:
@@ -36,7 +46,11 @@ def create() -> int:
     else:
         fd, path = tempfile.mkstemp(prefix="nbsched-kernel-")
         os.unlink(path)
-    os.ftruncate(fd, _PAGE + RING_BYTES)
+    try:
+        os.ftruncate(fd, _PAGE + 2 * RING_BYTES)
+    except OSError:
+        os.close(fd)
+        raise
     return fd
 
 
@@ -44,14 +58,16 @@ class SharedState:
     """Both ends' view of the page. See the module for who may write what."""
 
     def __init__(self, fd: int) -> None:
-        self._map = mmap.mmap(fd, _PAGE + RING_BYTES)
+        self._map = mmap.mmap(fd, _PAGE + 2 * RING_BYTES)
         self.cells = memoryview(self._map).cast("q")
         """For `nbsched.kernel.streak`, which cannot afford a call per cell."""
-        self._ring = memoryview(self._map)[_PAGE:]
+        rings = memoryview(self._map)[_PAGE:]
+        self._rings = (rings[:RING_BYTES], rings[RING_BYTES:])
 
     def close(self) -> None:
         self.cells.release()
-        self._ring.release()
+        for ring in self._rings:
+            ring.release()
         self._map.close()
 
     # ------------------------------------------------------------ the kernel writes
@@ -76,20 +92,25 @@ class SharedState:
         cells[_STARTED_NS] = 0
         cells[ACTIVE] = 0
 
-    def print_tail(self, run: int, data: bytes) -> None:
-        """The run has printed this, at most `RING_BYTES` of it are kept. It is there for
-        the daemon however the kernel ends."""
+    def print_tail(self, run: int, stream: int, end: bytes, nbytes: int) -> None:
+        """The run has printed ``nbytes`` bytes to a stream (0 stdout, 1 stderr), which end
+        like this."""
         cells = self.cells
         if cells[_PRINTED_RUN] != run:
-            cells[_PRINTED] = 0
+            cells[_PRINTED_RUN] = 0
+            for cell in (_PRINTED, _PRINTED + 1, _CLAIMED, _CLAIMED + 1):
+                cells[cell] = 0
             cells[_PRINTED_RUN] = run
-        data = data[-RING_BYTES:]
-        at = cells[_PRINTED] % RING_BYTES
+        total = cells[_PRINTED + stream] + nbytes
+        cells[_CLAIMED + stream] = total
+        end = end[-RING_BYTES:]
+        at = (total - len(end)) % RING_BYTES
         room = RING_BYTES - at
-        first, rest = data[:room], data[room:]
-        self._ring[at : at + len(first)] = first
-        self._ring[: len(rest)] = rest
-        cells[_PRINTED] += len(data)
+        first, rest = end[:room], end[room:]
+        ring = self._rings[stream]
+        ring[at : at + len(first)] = first
+        ring[: len(rest)] = rest
+        cells[_PRINTED + stream] = total
 
     # ------------------------------------------------------------ the daemon writes
 
@@ -97,8 +118,9 @@ class SharedState:
         """Runs below this number that have not begun must not begin."""
         self.cells[VOID_BELOW] = run
 
-    def aim(self, run: int, cause: int) -> None:
+    def aim(self, run: int, cause: int, used_bytes: int = 0) -> None:
         """Before a SIGINT: the one run that it is meant for, and why."""
+        self.cells[_USED_BYTES] = used_bytes
         self.cells[_CAUSE] = cause
         self.cells[_TARGET] = run
 
@@ -128,12 +150,34 @@ class SharedState:
     def cause(self) -> int:
         return self.cells[_CAUSE]
 
-    def last_printed(self, run: int) -> bytes:
-        """The end of what this run has printed; empty when another one has printed since."""
-        if self.cells[_PRINTED_RUN] != run:
-            return b""
-        count = self.cells[_PRINTED]
-        at = count % RING_BYTES
-        if count <= RING_BYTES:
-            return bytes(self._ring[:count])
-        return bytes(self._ring[at:]) + bytes(self._ring[:at])
+    @property
+    def used_bytes(self) -> int:
+        """What the targeted run occupied, if that is the cause."""
+        return self.cells[_USED_BYTES]
+
+    @property
+    def printing_run(self) -> int:
+        """The last run that has printed, or 0."""
+        return self.cells[_PRINTED_RUN]
+
+    def printed(self, run: int, stream: int, after: int = 0) -> tuple[int, bytes]:
+        """How many bytes the run has printed to the stream, and the end of those behind
+        the first ``after``, as far as the ring has it. Nothing if another run has printed
+        since."""
+        cells = self.cells
+        total = cells[_PRINTED + stream] if cells[_PRINTED_RUN] == run else 0
+        count = min(total - after, RING_BYTES)
+        if count <= 0:
+            return total, b""
+        ring = self._rings[stream]
+        at = (total - count) % RING_BYTES
+        data = bytes(ring[at : at + count])
+        data += bytes(ring[: count - len(data)])
+        # What was overwritten while it was being read is not this text any more.
+        torn = cells[_CLAIMED + stream] - RING_BYTES - (total - count)
+        return (total, data[max(0, torn) :]) if cells[_PRINTED_RUN] == run else (0, b"")
+
+    def last_words(self, run: int) -> str:
+        """The end of what the run has printed to both streams, for its error."""
+        ends = [self.printed(run, stream)[1][-_WORDS_BYTES:] for stream in (0, 1)]
+        return b"".join(ends).decode(errors="ignore")

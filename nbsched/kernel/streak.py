@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from enum import Enum, auto
 from typing import Any, NamedTuple
 
 from nbsched.kernel.disturbances import Disturbances
@@ -25,17 +26,29 @@ _KEPT = frozenset({int, float, bool, complex, type(None)})
 """Small, immutable and without identity: they may wait to be pickled together."""
 _NONE: frozenset[type] = frozenset()
 
-KeepOther = Callable[[LoadedJob, RunTasks, int, Any, float], bool]
-"""Takes a result (job, hand-over, run, value, elapsed seconds) that is not of `_KEPT` into
-the outbox. False: it may be kept among them."""
+
+class Keeping(Enum):
+    """What has become of a result that is not of `_KEPT`."""
+
+    APART = auto()
+    """It lies in the outbox by itself, or an error in place of it."""
+    AMONG_PLAIN = auto()
+    """It is to lie with those of `_KEPT`."""
+    LAST = auto()
+    """As apart; but the kernel is not to run anything more."""
+
+
+KeepOther = Callable[[LoadedJob, RunTasks, int, Any, float], Keeping]
+"""Takes such a result: job, hand-over, run, value, elapsed seconds."""
 
 
 class Stopped(NamedTuple):
     """Why a streak ended before its last task.
 
     ``void``: the run was not wanted any more, nothing of it was run. ``unreadable``: the
-    error is that of reading the item. ``ended``: it has its result already, and was
-    interrupted too late. Else the task has ended with ``value`` or ``error``.
+    error is that of reading the item. ``ended``: its outcome is in the outbox already; it was
+    interrupted too late, or its kernel is spent. Else the task has ended with ``value`` or
+    ``error``.
     """
 
     run: int
@@ -104,10 +117,13 @@ class Streak:
                         self._interrupts.disarm()
                         now = time.monotonic_ns()
                         elapsed_s = (now - began) * 1e-9
-                        if self._keep_other(job, batch, run, value, elapsed_s):
-                            kept = _NONE
-                        else:
+                        keeping = self._keep_other(job, batch, run, value, elapsed_s)
+                        if keeping is Keeping.LAST:
+                            return Stopped(run, ended=True)
+                        if keeping is Keeping.AMONG_PLAIN:
                             keep(value)
+                        else:
+                            kept = _NONE
                         began = now
                         self._interrupts.arm_all()
                     run += 1

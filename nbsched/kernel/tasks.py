@@ -7,25 +7,29 @@ policy, pickling the result. No exception leaves `TaskRunner.run`.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from typing import Any
 
+import msgspec
+
 from nbsched import messages
-from nbsched.errors import TaskError, TaskTimeoutError
-from nbsched.kernel import outcomes, retrypolicy
+from nbsched.attempts import PastAttempt, with_attempt
+from nbsched.errors import TaskError, TaskMemoryError, TaskTimeoutError
+from nbsched.kernel import outcomes, reports, retrypolicy, stops
 from nbsched.kernel.disturbances import Disturbances
-from nbsched.kernel.exceptions import safe_text
+from nbsched.kernel.exceptions import note, safe_text
 from nbsched.kernel.interrupts import Interrupts
 from nbsched.kernel.jobs import LoadedJob
+from nbsched.kernel.memorylimit import MemoryBackstop
 from nbsched.kernel.outbox import Outbox
 from nbsched.kernel.output import Output
-from nbsched.kernel.protocol import Hello, RunTasks
-from nbsched.kernel.retrypolicy import Accept, Again, Attempt, BrokenPolicyError, GiveUp, Replace
-from nbsched.kernel.sharedstate import CANCELLED, SharedState
-from nbsched.kernel.streak import Stopped, Streak
+from nbsched.kernel.protocol import Breach, Hello, RunTasks
+from nbsched.kernel.retrypolicy import Accept, Again, BrokenPolicyError, GiveUp, Replace
+from nbsched.kernel.sharedstate import CANCELLED, OVERDRAWN, TIMED_OUT, SharedState
+from nbsched.kernel.streak import Keeping, Stopped, Streak
+from nbsched.kernel.taskrun import TaskRun
 from nbsched.kernel.workplace import Workplace
-from nbsched.messages import Encoding, ErrorReport, Outcome, OutcomeState
+from nbsched.messages import ErrorReport, OutcomeState
 from nbsched.payload import pickling
 
 
@@ -48,6 +52,10 @@ class TaskRunner:
         self._outbox = outbox
         self._output = output
         self._workplace = Workplace()
+        self._backstop = MemoryBackstop()
+        self.spent = False
+        """A task went beyond its memory. What it has left behind (a global, a cache) would
+        count against the next one's limit, so this kernel is to end, and is replaced."""
         self._streak = Streak(state, interrupts, disturbances, outbox, self._keep_result)
         self._reading = ""
         """What of the input is being unpickled now, or ''."""
@@ -68,38 +76,50 @@ class TaskRunner:
             else:
                 void = not self._state.begin(run)
                 if not void:
-                    self._run_one(_Task(job, batch, run))
+                    self._run_one(TaskRun(job, batch, run))
             self._state.end()
             if void:
                 self._outbox.skipped(run, end - run)  # all behind it are void, too
                 return
             run += 1
+            if self.spent:
+                if run < end:
+                    self._outbox.skipped(run, end - run)
+                return
 
     def _may_streak(self, job: LoadedJob, batch: RunTasks) -> bool:
         """Once the callable is known to be readable, and if nothing is to be judged."""
-        return job.loaded and job.policy is None and batch.timed_out_after_s is None
+        return job.loaded and job.policy is None and batch.breach is None
 
     def _run_streak(self, job: LoadedJob, batch: RunTasks, first: int) -> Stopped | None:
         self._workplace.enter(job)
         self._output.spill()
         self._disturbances.clear()
+        if batch.memory_bytes is not None:
+            self._backstop.set(batch.memory_bytes)
         stopped = self._streak.run(job, batch, first)
+        self._backstop.lift()
         if stopped is None:
             self._state.end()
         elif not (stopped.void or stopped.ended):
-            task = _Task(job, batch, stopped.run)
+            task = TaskRun(job, batch, stopped.run)
             self._reading = f"item {task.index}" if stopped.unreadable else ""
             self._conclude(task, stopped.value, stopped.error)
         return stopped
 
-    def _run_one(self, task: _Task) -> None:
+    def _run_one(self, task: TaskRun) -> None:
         self._output.spill()
-        if task.batch.timed_out_after_s is not None:
-            self._judge_timeout(task, task.batch.timed_out_after_s)
+        if task.batch.breach is not None:
+            self._judge_breach(task, task.batch.breach)
             return
-        self._conclude(task, *self._execute(task))
+        limit = task.batch.memory_bytes
+        if limit is not None:
+            self._backstop.set(limit)
+        value, error = self._execute(task)
+        self._backstop.lift()
+        self._conclude(task, value, error)
 
-    def _conclude(self, task: _Task, value: Any, error: BaseException | None) -> None:
+    def _conclude(self, task: TaskRun, value: Any, error: BaseException | None) -> None:
         """Put the outcome of what has run into the outbox."""
         if self._disturbances.forked:
             os._exit(0)  # a child that the task forked: the parent reports the outcome
@@ -108,14 +128,17 @@ class TaskRunner:
             if self._state.cause == CANCELLED:
                 self._outbox.other(run, task.outcome(OutcomeState.CANCELLED))
                 return
-            error = self._timeout_error(task, task.batch.task_timeout_s or 0.0, error)
+            error = self._breach_error(task, self._breach(task), error)
+            self._reading = ""
+        elif isinstance(error, MemoryError) and task.batch.memory_bytes is not None:
+            error = self._refused(task, task.batch.memory_bytes, error)
             self._reading = ""
         if error is None:
             self._succeeded(task, value)
         else:
             self._failed(task, error)
 
-    def _execute(self, task: _Task) -> tuple[Any, BaseException | None]:
+    def _execute(self, task: TaskRun) -> tuple[Any, BaseException | None]:
         """The user's code, the only part that an interrupt can hit."""
         try:
             try:
@@ -141,7 +164,7 @@ class TaskRunner:
 
     # ------------------------------------------------------------ endings
 
-    def _succeeded(self, task: _Task, value: Any) -> None:
+    def _succeeded(self, task: TaskRun, value: Any) -> None:
         if task.job.policy is None:
             self._send_result(task, value)
             return
@@ -156,21 +179,21 @@ class TaskRunner:
             case Replace(value=replaced):
                 self._send_result(task, replaced)
             case Again(wait_s=wait_s):
-                self._retry(task, wait_s, _unsatisfied(task, final=False))
+                self._retry(task, wait_s, reports.unsatisfied(task, final=False))
             case GiveUp():
-                self._fail(task, _unsatisfied(task, final=True))
+                self._fail(task, reports.unsatisfied(task, final=True))
 
-    def _failed(self, task: _Task, error: BaseException) -> None:
+    def _failed(self, task: TaskRun, error: BaseException) -> None:
         if self._reading:
-            self._fail(task, self._unreadable(task, error))
+            self._fail(task, reports.unreadable(task, self._reading, self._home.host, error))
         elif isinstance(error, BrokenPolicyError):
             self._policy_broke(task, error)
         elif not isinstance(error, Exception):
-            self._fail(task, _left(task, error))
+            self._fail(task, reports.left(task, error))
         else:
             self._judge(task, error)
 
-    def _judge(self, task: _Task, error: Exception) -> None:
+    def _judge(self, task: TaskRun, error: Exception) -> None:
         """Ask the policy what follows an exception."""
         try:
             verdict = retrypolicy.after_failure(task.job.policy, task.attempt(), error)
@@ -179,14 +202,14 @@ class TaskRunner:
             return
         match verdict:
             case Again(wait_s=wait_s):
-                self._retry(task, wait_s, _report(error, task))
+                self._retry(task, wait_s, self._report(error, task))
             case Replace(value=value):
                 self._send_result(task, value)
             case Accept() | GiveUp():
-                self._fail(task, _report(error, task))
+                self._fail(task, self._report(error, task))
 
-    def _judge_timeout(self, task: _Task, after_s: float) -> None:
-        """The task was killed for its time; only its policy is wanted here."""
+    def _judge_breach(self, task: TaskRun, breach: Breach) -> None:
+        """The task was killed for breaking a limit; only its policy is wanted here."""
         try:
             self._workplace.enter(task.job)
             task.job.function()
@@ -195,54 +218,96 @@ class TaskRunner:
             self._failed(task, error)
             return
         self._reading = ""
-        self._judge(task, self._timeout_error(task, after_s, None))
+        task.started_ns -= int(breach.ran_s * 1e9)
+        self._judge(task, self._breach_error(task, breach, None))
 
-    def _send_result(self, task: _Task, value: Any) -> None:
+    def _send_result(self, task: TaskRun, value: Any) -> None:
         if outcomes.is_small_scalar(value):
             self._outbox.close()  # an interrupt may have kept a streak from doing it
             self._outbox.scalar(task.batch, task.run, task.index, value, task.elapsed_s())
         else:
             self._pickle(task, value, task.elapsed_s())
 
-    def _keep_result(self, job: LoadedJob, batch: RunTasks, run: int, value: Any, s: float) -> bool:
-        """A streak's result that is not plain; False: it may lie with the plain ones."""
+    def _keep_result(
+        self, job: LoadedJob, batch: RunTasks, run: int, value: Any, s: float
+    ) -> Keeping:
+        """A streak's result that is not plain."""
         if outcomes.is_small_scalar(value):
             index = batch.start + run - batch.first_run
-            return self._outbox.scalar(batch, run, index, value, s)
-        self._pickle(_Task(job, batch, run), value, s)
-        return True
+            apart = self._outbox.scalar(batch, run, index, value, s)
+            return Keeping.APART if apart else Keeping.AMONG_PLAIN
+        self._pickle(TaskRun(job, batch, run), value, s)
+        return Keeping.LAST if self.spent else Keeping.APART
 
-    def _pickle(self, task: _Task, value: Any, elapsed_s: float) -> None:
+    def _pickle(self, task: TaskRun, value: Any, elapsed_s: float) -> None:
         try:
             frame = pickling.pack(value)
         except BaseException as error:
-            self._fail(task, _unpicklable(task, value, error))
+            if isinstance(error, MemoryError) and task.batch.memory_bytes is not None:
+                self._judge(task, self._refused(task, task.batch.memory_bytes, error))
+            else:
+                self._fail(task, reports.unpicklable(task, value, error))
             return
         limit = self._home.max_result_bytes
         if frame.nbytes > limit:
-            self._fail(task, _too_large(task, frame.nbytes, limit))
+            self._fail(task, reports.too_large(task, frame.nbytes, limit))
             return
         self._outbox.pickled(task.batch, task.run, task.index, frame, elapsed_s)
 
-    def _fail(self, task: _Task, report: ErrorReport) -> None:
-        body = messages.encode(report)
+    def _fail(self, task: TaskRun, report: ErrorReport) -> None:
+        body = messages.encode(self._with_item(task, report))
         self._outbox.other(task.run, task.outcome(OutcomeState.FAILED, body), body)
 
-    def _retry(self, task: _Task, wait_s: float, report: ErrorReport) -> None:
-        body = messages.encode(report)
-        outcome = task.outcome(OutcomeState.RETRY, body, wait_s)
+    def _retry(self, task: TaskRun, wait_s: float, report: ErrorReport) -> None:
+        body = messages.encode(self._with_item(task, report))
+        cause = report.details.get("cause") if report.system else None
+        past = self._history(task, str(cause or f"{report.type_name}: {report.message}"))
+        outcome = task.outcome(OutcomeState.RETRY, body, wait_s, past)
         self._outbox.other(task.run, outcome, body)
+
+    def _history(self, task: TaskRun, cause: str) -> tuple[PastAttempt, ...]:
+        """The attempts so far, this one included."""
+        return with_attempt(task.batch.past, self._home.worker, cause)
+
+    def _with_item(self, task: TaskRun, report: ErrorReport) -> ErrorReport:
+        if self._reading or task.batch.breach is not None:
+            return report  # reading the item is what fails, or what took too long
+        return msgspec.structs.replace(report, item=task.item_text())
 
     # ------------------------------------------------------------ errors of ours
 
-    def _timeout_error(
-        self, task: _Task, after_s: float, interrupted: BaseException | None
-    ) -> TaskTimeoutError:
-        error = TaskTimeoutError(outcomes.timeout_message(task.index, after_s), index=task.index)
-        where = interrupted.__traceback__ if isinstance(interrupted, KeyboardInterrupt) else None
-        return error.with_traceback(where)
+    def _breach(self, task: TaskRun) -> Breach:
+        """The limit that the task has been interrupted for."""
+        state, batch = self._state, task.batch
+        if state.cause == OVERDRAWN:
+            return Breach(OVERDRAWN, batch.memory_bytes or 0, state.used_bytes)
+        return Breach(TIMED_OUT, batch.task_timeout_s or 0.0, task.elapsed_s())
 
-    def _policy_broke(self, task: _Task, broken: BrokenPolicyError) -> None:
+    def _refused(self, task: TaskRun, limit: int, error: MemoryError) -> TaskError:
+        self._backstop.lift()
+        return self._breach_error(task, Breach(OVERDRAWN, limit, 0), error)
+
+    def _breach_error(
+        self, task: TaskRun, breach: Breach, raised: BaseException | None
+    ) -> TaskError:
+        """The error of a task that has broken a limit, with the place where that was."""
+        self.spent = self.spent or (breach is not task.batch.breach and breach.cause == OVERDRAWN)
+        tail = breach.tail or self._state.last_words(task.run)
+        error = stops.breach_error(breach, task.index, self._home.worker, tail, task.batch.past)
+        shown = isinstance(raised, (KeyboardInterrupt, MemoryError))
+        return error.with_traceback(raised.__traceback__ if raised and shown else None)
+
+    def _report(self, error: Exception, task: TaskRun) -> ErrorReport:
+        if isinstance(error, (TaskTimeoutError, TaskMemoryError)) and error.index == task.index:
+            return stops.report(error)
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            note(error, reports.where_missing(error.name, self._home))
+        if not task.batch.past:
+            return outcomes.report_exception(error)
+        cause = f"{outcomes.type_name(error)}: {safe_text(error)}"
+        return outcomes.report_exception(error, self._history(task, cause))
+
+    def _policy_broke(self, task: TaskRun, broken: BrokenPolicyError) -> None:
         error = TaskError(
             f"The retry policy of task {task.index} raised {broken.__cause__!r:.500} on attempt"
             f" {task.batch.attempt}. Mend the policy that was passed as retry=, then retry().",
@@ -250,114 +315,3 @@ class TaskRunner:
         )
         error.__cause__ = broken.__cause__
         self._fail(task, outcomes.report_exception(error))
-
-    def _unreadable(self, task: _Task, error: BaseException) -> ErrorReport:
-        host = self._home.host
-        cause = f"{outcomes.type_name(error)}: {safe_text(error)}"
-        what = f"The {self._reading} of job {task.job.job}"
-        if isinstance(error, ModuleNotFoundError) and error.name:
-            message = (
-                f"{what} needs a module that is missing: No module named {error.name!r} on worker"
-                f" host {host} ({sys.executable}): install it there."
-            )
-        else:
-            message = (
-                f"{what} cannot be unpickled on worker host {host}: {cause}. Check that the same"
-                " packages and versions are installed there as where it was sent from."
-            )
-        return outcomes.report_system(
-            "InputNotReadableError", message, error, index=task.index, cause=cause, host=host
-        )
-
-
-class _Task:
-    """One run: what names it, and when it started."""
-
-    __slots__ = ("batch", "index", "job", "run", "started_ns")
-
-    def __init__(self, job: LoadedJob, batch: RunTasks, run: int) -> None:
-        self.job = job
-        self.batch = batch
-        self.run = run
-        self.index = batch.start + run - batch.first_run
-        self.started_ns = time.monotonic_ns()
-
-    def elapsed_s(self) -> float:
-        return (time.monotonic_ns() - self.started_ns) * 1e-9
-
-    def first_started_at(self) -> float:
-        known = self.batch.first_started_at
-        return time.time() - self.elapsed_s() if known is None else known
-
-    def attempt(self) -> Attempt:
-        return Attempt(self.batch.attempt, self.first_started_at(), self.job.function())
-
-    def outcome(self, state: OutcomeState, report: bytes = b"", retry_in_s: float = 0.0) -> Outcome:
-        return Outcome(
-            start=self.index,
-            stop=self.index + 1,
-            round=self.batch.round,
-            attempt=self.batch.attempt,
-            state=state,
-            encoding=Encoding.ERROR if report else Encoding.NOTHING,
-            sizes=(len(report),) if report else (),
-            elapsed_s=self.elapsed_s(),
-            retry_in_s=retry_in_s,
-            first_started_at=self.first_started_at() if state is OutcomeState.RETRY else None,
-        )
-
-
-def _report(error: Exception, task: _Task) -> ErrorReport:
-    if isinstance(error, TaskTimeoutError) and error.index == task.index:
-        text = safe_text(error)
-        return outcomes.report_system("TaskTimeoutError", text, error, index=task.index)
-    return outcomes.report_exception(error)
-
-
-def _left(task: _Task, error: BaseException) -> ErrorReport:
-    """An exit that is no exception: ``sys.exit``, KeyboardInterrupt, …"""
-    text = safe_text(error)
-    if isinstance(error, SystemExit):
-        cause = f"sys.exit({'' if error.code is None else text})"
-    else:
-        cause = f"{outcomes.type_name(error)}({text})"
-    message = (
-        f"Task {task.index} ended with {cause} instead of returning. Return a value, or raise an"
-        " exception to let it fail."
-    )
-    return outcomes.report_system("TaskCrashedError", message, error, index=task.index, cause=cause)
-
-
-def _unsatisfied(task: _Task, *, final: bool) -> ErrorReport:
-    after = "and has given up" if final else "and lets it run again"
-    return outcomes.report_system(
-        "RetriesExhaustedError",
-        f"The retry policy did not accept the result of task {task.index} on attempt"
-        f" {task.batch.attempt} {after}. Relax retry= or its stop=.",
-        index=task.index,
-        attempts=task.batch.attempt,
-    )
-
-
-def _unpicklable(task: _Task, value: object, error: BaseException) -> ErrorReport:
-    kind = f"{type(value).__module__}.{type(value).__qualname__}"
-    cause = f"{outcomes.type_name(error)}: {safe_text(error)}"
-    return outcomes.report_system(
-        "ResultNotPicklableError",
-        f"The result of task {task.index} ({kind}) cannot be sent back: it cannot be pickled"
-        f" ({cause}). Return plain data instead of open connections, locks, files or generators.",
-        index=task.index,
-        cause=cause,
-    )
-
-
-def _too_large(task: _Task, size: int, limit: int) -> ErrorReport:
-    return outcomes.report_system(
-        "ResultTooLargeError",
-        f"The result of task {task.index} has {size:,} bytes; the limit is {limit:,}. Return less,"
-        " write it to storage and return its path, or raise NBSCHED_MAX_RESULT_BYTES on the"
-        " workers.",
-        index=task.index,
-        size=size,
-        limit=limit,
-    )

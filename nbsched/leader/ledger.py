@@ -1,4 +1,5 @@
-"""The leader's writes to etcd: job status, and requests that have been carried out.
+"""The leader's writes to etcd: job status, and what has been dealt with or is of a job that
+is gone.
 
 Every write is one transaction guarded by the leader's own key. That a job was taken on
 waits for a moment, so that a short job costs one status write and not two; that it has
@@ -9,11 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
+from collections.abc import Callable
 
 from nbsched.errors import StoreUnreachableError
 from nbsched.leader.election import Leadership, LeadershipLostError
-from nbsched.leader.patience import RETRY_S, within
+from nbsched.leader.patience import pause_after, within
 from nbsched.model import JobId, JobStatus, to_json
 from nbsched.names import Names
 from nbsched.scheduler.commands import DropRequest, SaveStatus
@@ -29,42 +30,63 @@ _MOST_CHANGES = 100
 class Ledger:
     """What is to be written, and the task that writes it."""
 
-    def __init__(self, store: Store, names: Names, leadership: Leadership) -> None:
+    def __init__(
+        self,
+        store: Store,
+        names: Names,
+        leadership: Leadership,
+        on_end: Callable[[JobId, float], None],
+        *,
+        clock: Callable[[], float],
+    ) -> None:
+        """``on_end`` gets jobs whose end has been written, and its time by ``clock``."""
         self._store = store
         self._names = names
         self._leadership = leadership
+        self._on_end = on_end
+        self._clock = clock
+        self._ends: dict[str, tuple[JobId, float]] = {}
+        """Ends that are waiting to be written, by the key of their status."""
         self._waiting: dict[str, Change] = {}
-        self._accepted: dict[JobId, tuple[float, int]] = {}
+        self._accepted: dict[JobId, float] = {}
         self._wake = asyncio.Event()
         self._urgent = asyncio.Event()
 
     def remember(self, status: JobStatus) -> None:
         """Keep what an earlier leader wrote of a job."""
-        self._accepted[status.job] = (status.accepted_at, status.log_from)
+        self._accepted[status.job] = status.accepted_at
 
-    def save(self, command: SaveStatus, log_from: int) -> None:
-        accepted_at, first = self._accepted.setdefault(command.job, (time.time(), log_from))
+    def save(self, command: SaveStatus) -> None:
+        accepted_at = self._accepted.setdefault(command.job, self._clock())
         status = JobStatus(
             job=command.job,
             state=command.state,
             term=self._leadership.term,
-            log_from=first,
             ok=command.ok,
             failed=command.failed,
             cancelled=command.cancelled,
             total=command.total,
             accepted_at=accepted_at,
-            ended_at=time.time() if command.state.ended else None,
+            ended_at=self._clock() if command.state.ended else None,
             note=command.note,
         )
-        if command.state.ended:
-            del self._accepted[command.job]
-        self._enter(Put(self._names.status(command.job), to_json(status)))
-        if command.state.ended:
-            self._urgent.set()
+        key = self._names.status(command.job)
+        self._enter(Put(key, to_json(status)))
+        if status.ended_at is None:
+            self._ends.pop(key, None)
+            return
+        del self._accepted[command.job]
+        self._ends[key] = (command.job, status.ended_at)
+        self._urgent.set()
 
     def drop(self, command: DropRequest) -> None:
         self._enter(Delete(self._names.request(command.job, command.request)))
+
+    def drop_status(self, job: JobId) -> None:
+        key = self._names.status(job)
+        self._ends.pop(key, None)
+        self._accepted.pop(job, None)
+        self._enter(Delete(key))
 
     def _enter(self, change: Change) -> None:
         self._waiting[change.key] = change
@@ -79,7 +101,10 @@ class Ledger:
             self._urgent.clear()
             while self._waiting:
                 keys = list(self._waiting)[:_MOST_CHANGES]
+                ends = [self._ends.pop(key) for key in keys if key in self._ends]
                 await self._write([self._waiting.pop(key) for key in keys])
+                for job, ended_at in ends:
+                    self._on_end(job, ended_at)
 
     async def _write(self, changes: list[Change]) -> None:
         while True:
@@ -88,7 +113,7 @@ class Ledger:
                 commit = await self._store.commit([self._leadership.guard], changes)
             except StoreUnreachableError as error:
                 log.warning("Status is not written yet: %s", error)
-                await asyncio.sleep(RETRY_S)
+                await asyncio.sleep(pause_after(error))
                 continue
             if not commit.succeeded:
                 raise LeadershipLostError(f"The key of term {self._leadership.term} is gone.")

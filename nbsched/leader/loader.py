@@ -61,12 +61,21 @@ async def load(
     found: list[events.JobAdded | events.BlockStored | events.OutcomesRead] = [
         events.JobAdded(record, request_follows)
     ]
-    if not record.inline:
-        async for batch in bus.replay(names.inputs_log, names.job_inputs(record.id)):
-            for entry in batch:
-                found += decoder.blocks(entry)
+    found += await blocks(record, bus=bus, names=names, decoder=decoder)
     subject = names.job_results(record.client, record.id)
     async for batch in bus.replay(names.results_log, subject):
         for entry in batch:
             found += decoder.outcomes(entry)
     return events.JobRebuilt(tuple(found))
+
+
+async def blocks(
+    record: JobRecord, *, bus: Bus, names: Names, decoder: LogDecoder
+) -> list[events.BlockStored]:
+    """The blocks of a job that its log holds."""
+    found: list[events.BlockStored] = []
+    if not record.inline:
+        async for batch in bus.replay(names.inputs_log, names.job_inputs(record.client, record.id)):
+            for entry in batch:
+                found += decoder.blocks(entry)
+    return found

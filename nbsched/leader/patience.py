@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
-from nbsched.errors import ConnectError
+from nbsched.errors import ConnectError, StoreFullError
 
 log = logging.getLogger(__name__)
 
-RETRY_S = 0.2
-_CANCEL_AGAIN_S = 0.5
-
 _T = TypeVar("_T")
+RETRY_S = 0.2
+FULL_RETRY_S = 2.0
+"""Room does not come so soon, and each attempt writes a line."""
+_CANCEL_AGAIN_S = 0.5
+_PAGE = 500
+"""Records that may be decoded in one go: some milliseconds."""
 
 
 async def within(timeout_s: float, work: Coroutine[Any, Any, object]) -> bool:
@@ -58,11 +61,28 @@ async def ended(tasks: Iterable[asyncio.Task[Any]]) -> None:
             task.exception()  # or asyncio says that nobody has looked
 
 
-async def answered(ask: Callable[[], Awaitable[_T]]) -> _T:
-    """Ask a server until it answers. Whoever asks must be cancelled when a term ends."""
+def pause_after(error: ConnectError) -> float:
+    """Seconds until the same may be tried again."""
+    return FULL_RETRY_S if isinstance(error, StoreFullError) else RETRY_S
+
+
+async def answered(ask: Callable[[], Awaitable[_T]], *, patient: bool = False) -> _T:
+    """Ask a server until it answers. Whoever asks must be cancelled when a term ends.
+
+    ``patient`` is what can wait: it is asked less often.
+    """
     while True:
         try:
             return await ask()
         except ConnectError as error:
             log.warning("A server does not answer the leader; it is asked again: %s", error)
-            await asyncio.sleep(RETRY_S)
+            await asyncio.sleep(FULL_RETRY_S if patient else pause_after(error))
+
+
+async def in_turns(items: Sequence[_T]) -> AsyncIterator[_T]:
+    """All of very many, and now and then it is somebody else's turn on the event loop: a leader
+    that keeps 100,000 jobs must go on renewing its lease while it looks through them."""
+    for number, item in enumerate(items):
+        if number and number % _PAGE == 0:
+            await asyncio.sleep(0)
+        yield item

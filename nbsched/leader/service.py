@@ -22,17 +22,23 @@ import msgspec
 from nbsched import messages
 from nbsched._compat import assert_never
 from nbsched.errors import AuthenticationError, ConnectError
-from nbsched.leader import loader
+from nbsched.leader import loader, lostjobs
 from nbsched.leader.announcer import Announcer
+from nbsched.leader.earlyreports import EarlyReports
 from nbsched.leader.election import Leadership
 from nbsched.leader.ledger import Ledger
+from nbsched.leader.orphans import Orphans
 from nbsched.leader.outbox import Outbox
 from nbsched.leader.patience import answered, ended, within
+from nbsched.leader.retention import Retention
+from nbsched.leader.shortjobs import Short, ShortJobs
+from nbsched.leader.uploads import Uploads
 from nbsched.leader.watcher import Watcher
 from nbsched.messages import JobBrief
 from nbsched.model import JobId, JobRecord, WorkerId
 from nbsched.names import Names
 from nbsched.payload.envelope import Key, Kind
+from nbsched.payload.sharedfolder import SharedFolder
 from nbsched.scheduler import commands, events
 from nbsched.scheduler.core import step
 from nbsched.scheduler.state import State
@@ -44,7 +50,10 @@ from nbsched.wire import Wire
 log = logging.getLogger(__name__)
 
 INVENTORY_S = 2.0
-"""A new leader waits this long for the workers' inventories before it hands out work."""
+"""A new leader waits for a worker's inventory this long beyond its lease: until etcd has
+looked, and the watch has told."""
+DOUBT_S = 2.0
+"""Between two looks whether the log still has what it has acknowledged."""
 TRUST_CHECK_S = 0.2
 
 
@@ -82,14 +91,38 @@ class LeaderService:
         self._begun = False
         """Every open job has been fed. A report that came before its job would be spent."""
         self._subscriptions: list[Subscription] = []
-        self._early_reports: list[messages.WorkerReport] = []
+        self._early_reports = EarlyReports()
         self._reported: set[WorkerId] = set()
         self._all_reported = asyncio.Event()
         self._outboxes: dict[WorkerId, tuple[Outbox, asyncio.Task[None]]] = {}
-        self._ledger = Ledger(store, names, leadership)
         self._announcer = Announcer(me, leadership, bus=bus, wire=self._wire, names=names)
+        self._retention = Retention(
+            leadership,
+            store=store,
+            bus=bus,
+            names=names,
+            retention_s=settings.retention_s,
+            folder=SharedFolder.of(settings.shared_folder, names.namespace, key.id),
+        )
+        self._ledger = Ledger(
+            store, names, leadership, self._retention.ended, clock=self._retention.clock
+        )
+        self._orphans = Orphans(leadership, store=store, bus=bus, names=names)
+        self._uploads = Uploads(
+            leadership,
+            store=store,
+            names=names,
+            grace_s=settings.upload_grace_s,
+            unsealed=self._unsealed,
+        )
         self._watcher = Watcher(
-            store=store, bus=bus, names=names, decoder=self._decoder, feed=self._feed
+            store=store,
+            bus=bus,
+            names=names,
+            decoder=self._decoder,
+            feed=self._feed,
+            retention=self._retention,
+            uploads=self._uploads,
         )
         self._timer: asyncio.TimerHandle | None = None
 
@@ -132,6 +165,13 @@ class LeaderService:
         self._schedule()
         self._start(self._read_results(self._position))
         self._start(self._recover())
+        self._start(self._retention.run())
+        self._start(self._orphans.run())
+        self._start(self._doubt_log())
+        self._start(self._uploads.run())
+        grace_s = self._settings.lost_data_grace_s
+        self._start(lostjobs.forget(self._leadership, self._store, self._bus, self._names, grace_s))
+        self._start(ShortJobs(self._short_jobs, self._watcher.read_again, grace_s).run())
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
@@ -158,6 +198,22 @@ class LeaderService:
 
     # ------------------------------------------------------------ what comes in
 
+    async def _doubt_log(self) -> None:
+        """What the log has acknowledged may be lost with its server. A report that names an
+        entry which the log has never had will not be explained better; an outcome of this
+        leader's own that is not there is appended again."""
+        while True:
+            await asyncio.sleep(DOUBT_S)
+            unread = self._announcer.unread
+            if not (self._early_reports or unread):
+                continue
+            furthest = self._early_reports.furthest
+            last = await answered(partial(self._bus.last_sequence, self._names.results_log))
+            if furthest > last:  # not one that came, with its outcome, during the question
+                self._early_reports.limit(last)
+            self._announcer.repeat(unread, self._position, last)
+            self._feed_ripe_reports()
+
     async def _read_results(self, after: int) -> None:
         reader = self._bus.read(
             self._names.results_log, self._names.all_results, after=after, headers_only=True
@@ -165,6 +221,7 @@ class LeaderService:
         async with aclosing(reader) as batches:
             async for batch in batches:
                 for entry in batch:
+                    self._announcer.read_back(entry.header)
                     for event in self._decoder.outcomes(entry):
                         self._feed(event)
                     self._position = entry.sequence
@@ -187,22 +244,18 @@ class LeaderService:
             log.warning("A report is ignored: %s", error)
             return
         if isinstance(report, messages.WorkerReport) and report.term == self._leadership.term:
-            self._early_reports.append(report)
+            self._early_reports.add(report)
             self._feed_ripe_reports()
 
     def _feed_ripe_reports(self) -> None:
         """Pass on the reports that the results log, as far as it is read, explains."""
         if not self._begun:
             return
-        waiting = []
-        for report in self._early_reports:
-            if report.results_seq > self._position:
-                waiting.append(report)
-                continue
+        for report in self._early_reports.take_ripe(self._position):
             self._feed(events.ReportRead(report))
             self._reported.add(report.worker)
-        self._early_reports = waiting
-        self._all_reported.set()
+        if self._reported.issuperset(self._watcher.members):
+            self._all_reported.set()
 
     async def _on_query(self, message: Message) -> None:
         try:
@@ -218,8 +271,13 @@ class LeaderService:
         await self._bus.publish(message.reply, self._wire.seal(Kind.ANSWER, answer))
 
     async def _recover(self) -> None:
-        """Wait for the workers' inventories, then let the scheduler hand out work."""
-        deadline = time.monotonic() + INVENTORY_S
+        """Wait for the workers' inventories, then let the scheduler hand out work.
+
+        Who says nothing is waited for until its lease must have ended: what it runs would be
+        started again, and a cancel of that confirmed, while it still runs. Beyond that only
+        a worker is silent that reaches etcd and not NATS, and nobody can ask that one.
+        """
+        deadline = time.monotonic() + self._settings.lease_ttl_s + INVENTORY_S
         while missing := self._watcher.members - self._reported:
             self._all_reported.clear()
             left = deadline - time.monotonic()
@@ -260,6 +318,7 @@ class LeaderService:
                     command.job,
                     command.ranges,
                     self._settings.cancel_grace_s,
+                    command.silently,
                 )
                 self._outbox(command.worker).put(stop)
             case commands.RecallFromWorker():
@@ -270,17 +329,33 @@ class LeaderService:
             case commands.PublishLost():
                 self._announcer.lost(self._record(command.job).client, command)
             case commands.SaveStatus():
-                self._ledger.save(command, self._position)
+                self._ledger.save(command)
             case commands.DropRequest():
                 self._ledger.drop(command)
+            case commands.DropStatus():
+                self._ledger.drop_status(command.job)
             case commands.RebuildJob():
                 self._start(self._rebuild(command))
             case commands.ReleaseJob():
                 self._release(command)
+            case commands.ForgetOnWorker():
+                forget = messages.ForgetJob(self._leadership.term, command.job)
+                self._outbox(command.worker).put(forget)
             case commands.WakeAt():
                 self._wake_at(command.time)
             case _:
                 assert_never(command)
+
+    def _unsealed(self) -> list[tuple[JobRecord, int]]:
+        jobs = self._state.jobs.values()
+        return [(job.record, job.uploaded) for job in jobs if job.total is None]
+
+    def _short_jobs(self) -> list[Short]:
+        return [
+            Short(job.record, job.total, job.uploaded)
+            for job in self._state.jobs.values()
+            if job.total is not None and job.uploaded < job.total and not job.record.inline
+        ]
 
     def _record(self, job: JobId) -> JobRecord:
         return self._state.jobs[job].record
@@ -298,6 +373,8 @@ class LeaderService:
             cpus=record.cpus,
             task_timeout_s=record.task_timeout_s,
             max_crashes=record.max_crashes,
+            memory_bytes=record.memory_bytes,
+            priority=record.priority,
             chunksize=record.chunksize,
         )
         inline = self._watcher.inline_input(record.id) if command.first_slice else None
@@ -313,6 +390,7 @@ class LeaderService:
             first_started_at=command.first_started_at,
             blocks=command.blocks,
             inline=inline,
+            past=command.past,
         )
         self._outbox(command.worker).put(run)
 
@@ -321,6 +399,7 @@ class LeaderService:
         if not await self._watcher.rebuild(request):
             log.warning("job=%s does not exist; a request for it is dropped", request.job)
             self._ledger.drop(commands.DropRequest(request.job, request.id))
+            self._feed(events.JobDeleted(request.job))
 
     def _release(self, command: commands.ReleaseJob) -> None:
         self._watcher.forget(command.job)

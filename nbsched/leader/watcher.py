@@ -19,9 +19,14 @@ import msgspec
 from nbsched.leader import loader
 from nbsched.leader.earlyblocks import EarlyBlocks
 from nbsched.leader.election import RELIST_S
-from nbsched.leader.patience import answered, within
+from nbsched.leader.patience import answered, in_turns, within
+from nbsched.leader.retention import Retention
+from nbsched.leader.shortjobs import Short, lost_items
+from nbsched.leader.uploads import Uploads
 from nbsched.model import (
     CancelRequest,
+    ClientId,
+    ForgottenJob,
     JobId,
     JobRecord,
     JobStatus,
@@ -62,12 +67,16 @@ class Watcher:
         names: Names,
         decoder: loader.LogDecoder,
         feed: Callable[[events.Event], None],
+        retention: Retention,
+        uploads: Uploads,
     ) -> None:
         self._store = store
         self._bus = bus
         self._names = names
         self._decoder = decoder
         self._feed = feed
+        self._retention = retention
+        self._uploads = uploads
         self._workers: dict[WorkerId, WorkerRecord] = {}
         self._jobs: dict[JobId, JobRecord] = {}
         """Jobs that the scheduler has been told of and has not released."""
@@ -126,20 +135,28 @@ class Watcher:
         self._compare_members(members.items)
         known = set(self._jobs)
         jobs = await self._list(self._names.jobs)
-        for job in known - {item.key.removeprefix(self._names.jobs) for item in jobs.items}:
+        async for item in in_turns(jobs.items):
+            known.discard(JobId(item.key.removeprefix(self._names.jobs)))
+        for job in sorted(known):
             self._delete(job)
         self._jobs_read_at = jobs.revision
         statuses = await self._list(self._names.statuses)
         ended: set[JobId] = set()
-        for item in statuses.items:
+        async for item in in_turns(statuses.items):
             status = _decode(item, JobStatus)
             if status is None:
                 continue
             if status.state.ended:
                 ended.add(status.job)
+                if status.ended_at is not None:
+                    self._retention.ended(status.job, status.ended_at)
             if remember is not None and not status.state.ended:
                 remember(status)
         await self._compare_jobs(jobs, ended)
+        clients = (await self._list(self._names.clients)).items
+        self._uploads.listed([self._client_of(item.key) for item in clients])
+        async for item in in_turns((await self._list(self._names.forgotten_jobs)).items):
+            self._on_forgotten(item)
         requests = await self._list(self._names.requests)
         self._requests_read_at = requests.revision
         for item in sorted(requests.items, key=lambda item: item.create_revision):
@@ -149,15 +166,15 @@ class Watcher:
     async def _compare_jobs(self, jobs: Snapshot, ended: set[JobId]) -> None:
         """Rebuild open jobs that are not known, and known ones whose record is newer."""
         limit = asyncio.Semaphore(_LOADS_AT_ONCE)
-        loads = []
-        for item in jobs.items:
+        found = []
+        async for item in in_turns(jobs.items):
             record = _decode(item, JobRecord)
             if record is None:
                 continue
             newer = item.mod_revision > self._fed_at.get(record.id, 0)
             if newer if record.id in self._jobs else record.id not in ended:
-                loads.append(self._load(record, item.mod_revision, limit))
-        await asyncio.gather(*loads)
+                found.append((record, item.mod_revision))
+        await asyncio.gather(*(self._load(*each, limit) for each in found))
         self._fed_at = {
             job: revision
             for job, revision in self._fed_at.items()
@@ -242,6 +259,10 @@ class Watcher:
             self._on_worker(item)
         elif item.key.startswith(self._names.jobs):
             await self._on_job(item)
+        elif item.key.startswith(self._names.forgotten_jobs):
+            self._on_forgotten(item)
+        elif item.key.startswith(self._names.clients):
+            self._uploads.came(self._client_of(item.key))
         elif (
             item.key.startswith(self._names.requests) and item.mod_revision > self._requests_read_at
         ):
@@ -252,10 +273,20 @@ class Watcher:
             self._lose(WorkerId(key.removeprefix(self._names.workers)))
         elif key.startswith(self._names.jobs):
             self._delete(JobId(key.removeprefix(self._names.jobs)))
+        elif key.startswith(self._names.clients):
+            self._uploads.went(self._client_of(key))
+
+    def _client_of(self, key: str) -> ClientId:
+        return ClientId(key.removeprefix(self._names.clients))
 
     def _delete(self, job: JobId) -> None:
-        if self._jobs.pop(job, None) is not None:
-            self._feed(events.JobDeleted(job))
+        if self._jobs.pop(job, None) is not None or job in self._loading:
+            self._feed_of(job, events.JobDeleted(job))
+
+    def _on_forgotten(self, item: KeyValue) -> None:
+        mark = _decode(item, ForgottenJob)
+        if mark is not None:
+            self._retention.forgotten(mark)
 
     def _on_worker(self, item: KeyValue) -> None:
         record = _decode(item, WorkerRecord)
@@ -309,6 +340,22 @@ class Watcher:
             if job not in self._jobs:
                 await self._replay(record, stored.mod_revision, request_follows=True)
         return True
+
+    async def read_again(self, short: Short, give_up: bool) -> None:
+        """Feed the blocks of a job that its log has; to give up, also what stands for others."""
+        blocks = partial(
+            loader.blocks,
+            short.record,
+            bus=self._bus,
+            names=self._names,
+            decoder=self._decoder,
+        )
+        found = await answered(blocks)
+        lost = lost_items(short, found) if give_up else []
+        if lost:
+            count = sum(event.block.count for event in lost)
+            log.error("job=%s: JetStream has lost %d of its items", short.record.id, count)
+        self._feed_of(short.record.id, events.JobRebuilt((*found, *lost)))
 
     def _feed_of(self, job: JobId, event: events.Event) -> None:
         """Feed an event of a job, after the job's own if that is being rebuilt."""

@@ -11,6 +11,7 @@ import base64
 import http.client
 import os
 import socket
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,12 @@ _PEER_URL = "unix://peer:0"
 """etcd talks to its peers, of which there are none, through a socket in the private
 folder: no port, and nobody else can pose as a peer. etcd wants a port in the name."""
 _ANSWER_TIMEOUT_S = 2.0
-_GIB = 1024**3
+QUOTA_BYTES = 4 * 1024**3
+_STOP_WITHIN_S = 60.0
+"""For the calls that stop etcd while they work."""
+
+_COMPACTED = "required revision has been compacted"
+"""etcd's answer to a second compaction without a write in between."""
 
 Address = Path | int
 """A socket in the folder, or a loopback port."""
@@ -51,8 +57,9 @@ def command(plan: Plan, home: Home, identity: Identity, *, boot: bool, lock: int
         # The password is 24 random bytes: a slow hash would only delay each connection.
         "bcrypt-cost": "4",
         "auto-compaction-mode": "periodic",
-        "auto-compaction-retention": "1h",
-        "quota-backend-bytes": str(4 * _GIB),
+        # What a thousand jobs a second leave behind within an hour would fill the quota.
+        "auto-compaction-retention": "5m",
+        "quota-backend-bytes": str(QUOTA_BYTES),
         # Entries since the last snapshot stay in memory, each up to 64 KiB of a small job.
         "snapshot-count": "5000",
         "logger": "zap",
@@ -96,6 +103,50 @@ def revoke_leases(identity: Identity) -> None:
         _post(identity.etcd_port, "lease/revoke", {"ID": lease["ID"]}, token)
 
 
+@dataclass(frozen=True)
+class Room:
+    """What etcd's file takes, what of it is in use, and whether it refuses to grow."""
+
+    file_bytes: int
+    used_bytes: int
+    full: bool
+
+
+def room(identity: Identity, token: str) -> Room:
+    """How much room there is. Raises NotReadyError, RefusedError."""
+    status = _post(identity.etcd_port, "maintenance/status", {}, token)
+    full = bool(_space_alarms(identity, token))
+    return Room(int(status["dbSize"]), int(status["dbSizeInUse"]), full)
+
+
+def _space_alarms(identity: Identity, token: str) -> list[dict[str, Any]]:
+    answer = _post(identity.etcd_port, "maintenance/alarm", {"action": "GET"}, token)
+    return [alarm for alarm in answer.get("alarms", []) if alarm.get("alarm") == "NOSPACE"]
+
+
+def compact(identity: Identity, token: str) -> None:
+    """Drop all history, if there is any, and wait until its pages are free."""
+    status = _post(identity.etcd_port, "maintenance/status", {}, token)
+    body = {"revision": status["header"]["revision"], "physical": True}
+    try:
+        _post(identity.etcd_port, "kv/compaction", body, token, timeout_s=_STOP_WITHIN_S)
+    except RefusedError as error:
+        if _COMPACTED not in str(error):
+            raise
+
+
+def defragment(identity: Identity, token: str) -> None:
+    """Give free pages back to the disk; etcd stands still meanwhile."""
+    _post(identity.etcd_port, "maintenance/defragment", {}, token, timeout_s=_STOP_WITHIN_S)
+
+
+def clear_alarm(identity: Identity, token: str) -> None:
+    """Let etcd write again after it was full."""
+    for alarm in _space_alarms(identity, token):
+        body = {"action": "DEACTIVATE", **alarm}
+        _post(identity.etcd_port, "maintenance/alarm", body, token)
+
+
 def has_unfinished_jobs(identity: Identity, namespace: str) -> bool:
     """Whether a job has not ended: no status yet, or one that is not an end."""
     names = Names(namespace)
@@ -128,13 +179,20 @@ def _b64(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
 
 
-def _post(address: Address, path: str, body: object, token: str | None = None) -> dict[str, Any]:
+def _post(
+    address: Address,
+    path: str,
+    body: object,
+    token: str | None = None,
+    *,
+    timeout_s: float = _ANSWER_TIMEOUT_S,
+) -> dict[str, Any]:
     headers = {"Content-Type": "application/json"}
     if token is not None:
         headers["Authorization"] = token
     connection = http.client.HTTPConnection("127.0.0.1")
     try:
-        connection.sock = _connect(address)
+        connection.sock = _connect(address, timeout_s)
         connection.request("POST", f"/v3/{path}", msgspec.json.encode(body), headers)
         response = connection.getresponse()
         answer = response.read()
@@ -150,11 +208,11 @@ def _post(address: Address, path: str, body: object, token: str | None = None) -
     return found
 
 
-def _connect(address: Address) -> socket.socket:
+def _connect(address: Address, timeout_s: float) -> socket.socket:
     if isinstance(address, int):
-        return socket.create_connection(("127.0.0.1", address), timeout=_ANSWER_TIMEOUT_S)
+        return socket.create_connection(("127.0.0.1", address), timeout=timeout_s)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.settimeout(_ANSWER_TIMEOUT_S)
+    connection.settimeout(timeout_s)
     try:
         # The bare name, in the folder that the supervisor works in: the path of a
         # socket may have 107 bytes, the path of the folder may have more.

@@ -16,6 +16,7 @@ from nbsched.local.process import Command
 from nbsched.local.runtime import NATS_USER, Identity, NotReadyError, Plan, RefusedError
 
 _ANSWER_TIMEOUT_S = 2.0
+_PURGE_FAILED = 10051
 _GIB = 1024**3
 
 
@@ -62,3 +63,36 @@ def check(identity: Identity) -> None:
                 raise RefusedError("Something that is not NATS answers on its port.")
     except OSError as error:
         raise NotReadyError(f"nats: {error}") from error
+
+
+def write_error(identity: Identity, stream: str, subject: str) -> str:
+    """Why a stream takes no more messages; empty when it does.
+
+    After its disk was full, it does so only when the server is started again. Asked by a
+    purge of a ``subject`` that has no messages. Raises NotReadyError.
+    """
+    inbox = "_INBOX.supervisor"
+    login = {"verbose": False, "user": NATS_USER, "pass": identity.nats_password}
+    ask = msgspec.json.encode({"filter": subject}).decode()
+    request = (
+        f"CONNECT {msgspec.json.encode(login).decode()}\r\n"
+        f"SUB {inbox} 1\r\n"
+        f"PUB $JS.API.STREAM.PURGE.{stream} {inbox} {len(ask)}\r\n{ask}\r\n"
+    )
+    address = ("127.0.0.1", identity.nats_port)
+    try:
+        with socket.create_connection(address, timeout=_ANSWER_TIMEOUT_S) as connection:
+            connection.sendall(request.encode())
+            with connection.makefile("rb") as lines:
+                for line in lines:
+                    if line.startswith(b"MSG "):
+                        answer = lines.read(int(line.split()[-1]))
+                        return _purge_error(answer)
+    except (OSError, ValueError, msgspec.DecodeError) as error:
+        raise NotReadyError(f"nats: {error}") from error
+    raise NotReadyError("nats: it has closed the connection")
+
+
+def _purge_error(answer: bytes) -> str:
+    error = msgspec.json.decode(answer).get("error", {})
+    return str(error.get("description", "")) if error.get("err_code") == _PURGE_FAILED else ""

@@ -25,7 +25,7 @@ from pathlib import Path
 import msgspec
 
 import nbsched
-from nbsched.local import etcdserver, natsserver, runtime
+from nbsched.local import etcdserver, natsserver, runtime, upkeep
 from nbsched.local.alarm import Alarm, StopRequested
 from nbsched.local.home import FileLock, Home
 from nbsched.local.launch import Verdict, python_command
@@ -38,6 +38,8 @@ _START_POLL_S = 0.003
 _TICK_S = 1.0
 """Between looks at whether the starter of a private cluster is still there."""
 _IDLE_CHECK_S = 60.0
+_TEND_S = 10.0
+"""Between looks at the servers' room."""
 _PREDECESSOR_TIMEOUT_S = 10.0
 _SERVER_GRACE_S = 3.0
 _PORT_ATTEMPTS = 5
@@ -64,6 +66,7 @@ class Supervisor:
         self._started_at = time.time()
         self._identity = _known_or_new(self._home)
         self._family = Family(alarm.nap)
+        self._upkeep = upkeep.Upkeep(plan.namespace, self._home.path, self._restart_nats)
         self._last_busy = time.monotonic()
 
     # ---------------------------------------------------------------- start
@@ -186,15 +189,22 @@ class Supervisor:
         """
         self._last_busy = time.monotonic()
         next_idle_check = self._next_idle_check()
+        next_tending = time.monotonic() + _TEND_S
         while True:
             self._alarm.wait(self._family.time_to_next_restart(_TICK_S))
             if self._family.restart_dead():
                 self._publish_if_possible()
+            if time.monotonic() >= next_tending:
+                self._upkeep.look(self._identity)
+                next_tending = time.monotonic() + _TEND_S
             if self._plan.shared and time.monotonic() >= next_idle_check:
                 next_idle_check = self._next_idle_check()
                 if self._idle_long_enough():
                     logger.info("stopping: unused for %g s", self._plan.idle_stop_s)
                     return
+
+    def _restart_nats(self) -> None:
+        self._family.children["nats"].signal(signal.SIGTERM)  # it is started again
 
     def _publish_if_possible(self) -> None:
         try:

@@ -24,6 +24,7 @@ import secrets
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 
 from nbsched.errors import AuthenticationError, ConfigurationError
 
@@ -59,7 +60,7 @@ class Key:
                 " python -c 'import secrets; print(secrets.token_urlsafe(32))'"
             )
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Eight characters that name the key and do not reveal it."""
         return hashlib.sha256(b"nbsched key id" + self.secret).hexdigest()[:8]

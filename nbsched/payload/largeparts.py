@@ -43,7 +43,7 @@ def warn_if_large(fn: Callable[..., Any], name: str, pickled: object) -> None:
         " or load it inside the function; or leave it as it is: it goes to each host once per"
         " job. To hide this: warnings.simplefilter('ignore', nbsched.LargeCallableWarning)",
         LargeCallableWarning,
-        stacklevel=_level_of_user(),
+        stacklevel=level_of_user(),
     )
 
 
@@ -165,7 +165,7 @@ def _mib(nbytes: int) -> str:
     return f"{nbytes / 1024**2:,.1f} MiB"
 
 
-def _level_of_user() -> int:
+def level_of_user() -> int:
     """The ``stacklevel`` of `warnings.warn` that leads out of this package."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__")):

@@ -12,7 +12,7 @@ from typing import Any
 from nbsched.errors import ConfigurationError
 
 _STRATEGIES = ("stop", "wait", "retry")
-_HOOKS = ("before", "after", "before_sleep")
+_HOOKS = ("before", "after", "before_sleep", "retry_error_callback")
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class RetryPolicy:
     before: Callable[[Any], None] | None = None
     after: Callable[[Any], None] | None = None
     before_sleep: Callable[[Any], None] | None = None
+    retry_error_callback: Callable[[Any], Any] | None = None
+    """Gives the result of a task that the policy has given up."""
 
 
 def normalise(retry: object) -> int | RetryPolicy | None:

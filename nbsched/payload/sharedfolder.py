@@ -64,9 +64,21 @@ class SharedFolder:
         return cls(path)
 
     @classmethod
-    def of(cls, path: str | None) -> SharedFolder | None:
-        """What the setting says: none, or one that is checked now."""
-        return None if path is None else cls.open(path)
+    def of(cls, path: str | None, namespace: str, key_id: str) -> SharedFolder | None:
+        """What the setting says: none, or a cluster's part of one that is checked now.
+
+        Each cluster has its own part: it deletes what belongs to none of its jobs. Clusters on
+        other servers may have the same namespace, but not the same key unless they share a
+        key file.
+        """
+        if path is None:
+            return None
+        cls.open(path)
+        return cls.open(os.path.join(path, f"{namespace}.{key_id}"))
+
+    @property
+    def path(self) -> str:
+        return str(self._path)
 
     def write(self, job: str, name: str, chunks: Sequence[Chunk]) -> str:
         """Write a file; returns its name for `map`. Raises OSError, and leaves nothing then."""
@@ -110,16 +122,24 @@ class SharedFolder:
         """Delete a job's files; whoever has mapped one keeps it."""
         shutil.rmtree(self._path / job, ignore_errors=True)
 
-    def remove_older(self, seconds: float) -> list[str]:
-        """Delete the files of jobs that nothing has been added to for so long."""
-        removed = []
+    def touch(self, job: str) -> None:
+        """Let its files count as new."""
+        with suppress(OSError):
+            os.utime(self._path / job)
+
+    def has(self, job: str) -> bool:
+        """Whether there are files of the job."""
+        return (self._path / job).is_dir()
+
+    def unchanged_for(self, seconds: float) -> list[str]:
+        """Jobs whose files nothing has been added to for so long."""
+        found = []
         before = time.time() - seconds
         for folder in self._path.iterdir():
             with suppress(OSError):
                 if folder.stat().st_mtime < before:
-                    shutil.rmtree(folder)
-                    removed.append(folder.name)
-        return removed
+                    found.append(folder.name)
+        return found
 
     def _check_room(self) -> None:
         """Leave some to the servers: their logs lie on the same disk, and say when it is full."""

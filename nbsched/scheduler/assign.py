@@ -113,11 +113,16 @@ def _place(state: State, job: Job, worker: Worker, count: int) -> SendSlice:
         stop = start + 1
     else:
         start, stop = job.take_fresh(worker.id, count)
-    history = job.history.of(start)
-    worker.seq += 1
     worker.assign(job.record.id, stop - start, job.record.cpus)
     state.refresh_worker(worker)
     state.refresh_job(job)
+    return slice_of(job, worker, start, stop, first_slice)
+
+
+def slice_of(job: Job, worker: Worker, start: int, stop: int, first_slice: bool) -> SendSlice:
+    """The command that gives a worker tasks which it is assigned."""
+    history = job.history.of(start)
+    worker.seq += 1
     return SendSlice(
         worker=worker.id,
         seq=worker.seq,
@@ -130,11 +135,12 @@ def _place(state: State, job: Job, worker: Worker, count: int) -> SendSlice:
         first_started_at=history.first_started_at,
         blocks=_blocks(job, start, stop),
         first_slice=first_slice,
+        past=history.past,
     )
 
 
 def _blocks(job: Job, start: int, stop: int) -> tuple[BlockRef, ...]:
-    return () if job.record.inline else job.blocks_of(start, stop)
+    return () if job.record.inline else job.blocks.of(start, stop)
 
 
 def _recall(state: State, now: float) -> list[Command]:

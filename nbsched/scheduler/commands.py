@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from nbsched.attempts import PastAttempt
 from nbsched.messages import BlockRef
 from nbsched.model import JobId, JobState, Request, RequestId, TaskRange, WorkerId
 
@@ -25,13 +26,17 @@ class SendSlice:
     blocks: tuple[BlockRef, ...]
     first_slice: bool
     """The worker has had nothing of this job yet: it needs the inline input."""
+    past: tuple[PastAttempt, ...] = ()
 
 
 @dataclass(frozen=True)
 class StopOnWorker:
+    """``silently``: these runs have no outcome, another one counts."""
+
     worker: WorkerId
     job: JobId
     ranges: tuple[TaskRange, ...]
+    silently: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,8 @@ class PublishLost:
     crashes: int
     final: bool
     worker: WorkerId
+    past: tuple[PastAttempt, ...] = ()
+    """Its attempts before this one."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,13 @@ class DropRequest:
 
 
 @dataclass(frozen=True)
+class DropStatus:
+    """The job is gone: so is its status, whoever wrote it last."""
+
+    job: JobId
+
+
+@dataclass(frozen=True)
 class RebuildJob:
     """A request is for a job that is not in memory: it ended, or was never there.
 
@@ -107,6 +121,14 @@ class ReleaseJob:
 
 
 @dataclass(frozen=True)
+class ForgetOnWorker:
+    """The worker holds something of a job that the leader does not know any more."""
+
+    worker: WorkerId
+    job: JobId
+
+
+@dataclass(frozen=True)
 class WakeAt:
     """Send `events.TimePassed` at this time (the clock that `step` is given)."""
 
@@ -121,7 +143,9 @@ Command: TypeAlias = (
     | PublishLost
     | SaveStatus
     | DropRequest
+    | DropStatus
     | RebuildJob
     | ReleaseJob
+    | ForgetOnWorker
     | WakeAt
 )

@@ -8,24 +8,26 @@ from __future__ import annotations
 
 from nbsched._compat import assert_never
 from nbsched.indexset import IndexSet, Range
-from nbsched.messages import Outcome, WorkerReport
-from nbsched.model import JobId, JobState, TaskRange, WorkerId
+from nbsched.messages import Outcome
+from nbsched.model import JobId, JobState, Request, TaskRange, WorkerId
 from nbsched.scheduler import events
 from nbsched.scheduler.assign import RECALL_AGAIN_S, RECALL_PAUSE_S, hand_out
 from nbsched.scheduler.commands import (
     Command,
     DropRequest,
-    PublishCancelled,
+    DropStatus,
     PublishLost,
     RebuildJob,
-    RecallFromWorker,
     ReleaseJob,
     StopOnWorker,
     WakeAt,
 )
+from nbsched.scheduler.inventory import report_read
 from nbsched.scheduler.job import Job
+from nbsched.scheduler.speculation import speculate
 from nbsched.scheduler.state import State
 from nbsched.scheduler.status import explain_waiting, status_of
+from nbsched.scheduler.stopping import cancelled, end_runs, stop_alone, stop_runs
 from nbsched.scheduler.workers import Worker
 
 
@@ -33,6 +35,7 @@ def step(state: State, event: events.Event, now: float) -> list[Command]:
     """Apply one event. ``now`` is any clock in seconds that does not jump back."""
     commands = _apply(state, event, now)
     commands += hand_out(state, now)
+    commands += speculate(state, now)
     commands += explain_waiting(state, event)
     return commands
 
@@ -58,14 +61,13 @@ def _apply(state: State, event: events.Event, now: float) -> list[Command]:
         case events.WorkerLost():
             return _worker_lost(state, event.worker)
         case events.ReportRead():
-            return _report_read(state, event.report)
+            return report_read(state, event.report, now)
         case events.TasksRecalled():
             return _tasks_recalled(state, event, now)
         case events.SliceRefused():
             return _slice_refused(state, event)
         case events.RecoveryEnded():
-            state.recovering = False
-            return []
+            return _recovery_ended(state)
         case events.TimePassed():
             return _time_passed(state, now)
         case _:
@@ -77,23 +79,38 @@ def _apply(state: State, event: events.Event, now: float) -> list[Command]:
 
 def _job_added(state: State, event: events.JobAdded) -> list[Command]:
     record = event.record
+    state.rebuilding.discard(record.id)
     job = state.jobs.get(record.id)
     if job is None:
-        job = state.jobs[record.id] = Job(record)
+        job = state.jobs[record.id] = Job(record, unsure=state.recovering)
     job.record = record
-    job.total = record.total
+    job.seal(record.total)
     job.request_follows = event.request_follows
     to_cancel: list[Range] = []
     if record.inline and record.total is not None:
         to_cancel = job.grow(record.total)
+    stops: list[Command] = []
+    for worker, ranges in job.cut().items():
+        stops.append(StopOnWorker(worker, record.id, job.with_rounds(ranges)))
+        state.sync(job, worker)
     state.refresh_job(job)
-    return _cancelled(job, to_cancel) + _advance(state, job)
+    return [*cancelled(job, to_cancel), *stops, *_advance(state, job)]
 
 
 def _job_deleted(state: State, job_id: JobId) -> list[Command]:
-    job = state.jobs.pop(job_id, None)
+    """Its record is gone, and nothing that is about it must outlive that: it may have been
+    removed while it was being opened again, and its status have been written after that."""
+    state.rebuilding.discard(job_id)
+    job = state.jobs.get(job_id)
     if job is None:
         return []
+    drops = [DropRequest(job_id, request) for request in job.requests.ids()]
+    return [*drops, DropStatus(job_id), *_release(state, job)]
+
+
+def _release(state: State, job: Job) -> list[Command]:
+    job_id = job.record.id
+    del state.jobs[job_id]
     for worker_id in job.served:
         worker = state.workers.get(worker_id)
         if worker is not None:
@@ -101,6 +118,7 @@ def _job_deleted(state: State, job_id: JobId) -> list[Command]:
             state.refresh_worker(worker)
     state.runnable.get(job.record.priority, {}).pop(job_id, None)
     state.starved.pop(job_id, None)
+    state.tails.pop(job_id, None)
     return [ReleaseJob(job_id, tuple(job.served))]
 
 
@@ -110,7 +128,7 @@ def _block_stored(state: State, event: events.BlockStored) -> list[Command]:
         return []
     to_cancel = job.store_block(event.block)
     state.refresh_job(job)
-    return _cancelled(job, to_cancel)
+    return cancelled(job, to_cancel)
 
 
 def _advance(state: State, job: Job) -> list[Command]:
@@ -126,12 +144,8 @@ def _advance(state: State, job: Job) -> list[Command]:
         job.note = ""
         commands.append(status_of(job))
     if target.ended and not job.requests and not job.request_follows:
-        commands += _job_deleted(state, job.record.id)
+        commands += _release(state, job)
     return commands
-
-
-def _cancelled(job: Job, ranges: list[Range]) -> list[Command]:
-    return [PublishCancelled(job.record.id, job.with_rounds(ranges))] if ranges else []
 
 
 # ---------------------------------------------------------------- outcomes and requests
@@ -149,25 +163,30 @@ def _outcomes_read(state: State, event: events.OutcomesRead, now: float) -> list
     for outcome in event.outcomes:
         if worker is not None:
             _measure(worker, event.job, outcome)
-        commands += _cancelled(job, job.apply(event.worker, outcome, now))
+            worker.running.pop((event.job, outcome.start), None)
+        commands += cancelled(job, job.apply(event.worker, outcome, now))
     wake = state.note_delays(job)
     if wake is not None:
         commands.append(WakeAt(wake))
-    commands += _relieve(state, job, event.worker)
+    commands += _relieve(state, job)
     state.refresh_job(job)
     return commands + _advance(state, job)
 
 
-def _relieve(state: State, job: Job, author: WorkerId) -> list[Command]:
-    """Bring counts up to date; copies that others still hold unstarted are taken back."""
+def _relieve(state: State, job: Job) -> list[Command]:
+    """Bring counts up to date, and end the runs of which another one counts."""
     # A changed measurement changes every holder's load a little; those that hold
     # fewer tasks now need their new place at once.
-    commands: list[Command] = []
-    for holder, ranges in job.relieved.items():
+    for holder in job.relieved:
         state.sync(job, holder)
-        if holder != author and holder in state.workers:
-            commands.append(RecallFromWorker(holder, job.record.id, job.with_rounds(ranges)))
     job.relieved.clear()
+    commands = [
+        stop
+        for worker, named in job.losers.items()
+        if worker in state.workers
+        for stop in end_runs(worker, job.record.id, named)
+    ]
+    job.losers.clear()
     return commands
 
 
@@ -176,35 +195,32 @@ def _measure(worker: Worker, job: JobId, outcome: Outcome) -> None:
         worker.measure(job, outcome.elapsed_s, max(1, outcome.stop - outcome.start))
 
 
+def _rebuild(state: State, request: Request) -> list[Command]:
+    state.rebuilding.add(request.job)
+    return [RebuildJob(request)]
+
+
 def _cancel_asked(state: State, event: events.CancelAsked) -> list[Command]:
     request = event.request
     job = state.jobs.get(request.job)
     if job is None:
-        return [RebuildJob(request)]
+        return _rebuild(state, request)
     job.request_follows = False
     to_publish = job.cancel(request.id, request.ranges)
     state.refresh_job(job)
-    stops = [
-        StopOnWorker(worker, request.job, job.with_rounds(ranges))
-        for worker, held in job.assigned.items()
-        if (ranges := _both(job.stopping, held))
-    ]
-    return [*_cancelled(job, to_publish), *stops, *_advance(state, job)]
+    stops = [stop for worker, held in job.assigned.items() for stop in stop_runs(job, worker, held)]
+    return [*cancelled(job, to_publish), *stops, *_advance(state, job)]
 
 
 def _retry_asked(state: State, event: events.RetryAsked) -> list[Command]:
     request = event.request
     job = state.jobs.get(request.job)
     if job is None:
-        return [RebuildJob(request)]
+        return _rebuild(state, request)
     job.request_follows = False
     to_cancel = job.retry(request.id, request.ranges)
     state.refresh_job(job)
-    return _cancelled(job, to_cancel) + _advance(state, job)
-
-
-def _both(left: IndexSet, right: IndexSet) -> list[Range]:
-    return [part for start, stop in left.ranges() for part in right.intersection(start, stop)]
+    return cancelled(job, to_cancel) + _advance(state, job)
 
 
 # ---------------------------------------------------------------- workers
@@ -225,20 +241,23 @@ def _worker_lost(state: State, worker_id: WorkerId) -> list[Command]:
     worker = state.workers.pop(worker_id, None)
     if worker is None:
         return []
+    state.troubles.pop(worker_id, None)
     state.refresh_worker(worker)
     state.last_seq[worker_id] = worker.seq
     commands: list[Command] = []
     for job in list(state.jobs.values()):
-        job.served.discard(worker_id)
-        held = job.assigned.get(worker_id)
-        if held is None:
+        job.served.pop(worker_id, None)
+        copied = job.copies.on(worker_id)
+        held = job.assigned.get(worker_id, IndexSet())
+        if not held and not copied:
             continue
         for index in [i for (of, i) in worker.running if of == job.record.id]:
             commands += _lost_running(job, worker_id, index)
         to_cancel: list[Range] = []
-        for start, stop in list(held.ranges()):
+        for start, stop in [*held.ranges(), *((i, i + 1) for i in copied)]:
             to_cancel += job.give_back(worker_id, start, stop)
-        commands += _cancelled(job, to_cancel)
+        commands += cancelled(job, to_cancel)
+        commands += stop_alone(job, copied)
         state.refresh_job(job)
     return commands
 
@@ -248,7 +267,7 @@ def _lost_running(job: Job, worker: WorkerId, index: int) -> list[Command]:
     if history is None:
         return []
     if index in job.stopping:
-        return _cancelled(job, [(index, index + 1)])
+        return cancelled(job, [(index, index + 1)])
     return [
         PublishLost(
             job=job.record.id,
@@ -258,73 +277,9 @@ def _lost_running(job: Job, worker: WorkerId, index: int) -> list[Command]:
             crashes=history.crashes,
             final=history.crashes >= job.record.max_crashes,
             worker=worker,
+            past=history.past,
         )
     ]
-
-
-def _report_read(state: State, report: WorkerReport) -> list[Command]:
-    worker = state.workers.get(report.worker)
-    if worker is None:
-        return []
-    if report.draining and not worker.draining:
-        worker.draining = True
-        state.refresh_worker(worker)
-    worker.running = {
-        (held.job, held.start) for held in report.held if held.running_for_s is not None
-    }
-    held_by_job: dict[JobId, IndexSet] = {}
-    touched: set[JobId] = set()
-    for held in report.held:
-        held_by_job.setdefault(held.job, IndexSet()).add(held.start, held.stop)
-        job = state.jobs.get(held.job)
-        if job is not None:
-            job.adopt(report.worker, held.start, held.stop, held.round)
-            touched.add(held.job)
-    commands: list[Command] = [
-        RecallFromWorker(report.worker, job_id, job.with_rounds(ended))
-        for job_id, queued in _queued_by_job(report).items()
-        if (job := state.jobs.get(job_id)) is not None
-        and (ended := [part for low, high in queued for part in job.ended.closed(low, high)])
-    ]
-    if report.seq == worker.seq:  # it has had every slice: what it does not hold is lost
-        for job_id in [j for j in worker.tasks if j in state.jobs]:
-            commands += _missing(state.jobs[job_id], report, held_by_job.get(job_id, IndexSet()))
-            touched.add(job_id)
-    for job_id in touched:
-        job = state.jobs[job_id]
-        commands += _stop_again(job, report, held_by_job.get(job_id, IndexSet()))
-        state.sync(job, report.worker)
-        state.refresh_job(job)
-    return commands
-
-
-def _queued_by_job(report: WorkerReport) -> dict[JobId, list[Range]]:
-    """What waits in the worker's backlog."""
-    queued: dict[JobId, list[Range]] = {}
-    for held in report.held:
-        if held.running_for_s is None:
-            queued.setdefault(held.job, []).append((held.start, held.stop))
-    return queued
-
-
-def _missing(job: Job, report: WorkerReport, held: IndexSet) -> list[Command]:
-    """Assigned, not held, and without an outcome: the task got lost on the way."""
-    assigned = job.assigned.get(report.worker)
-    if assigned is None:
-        return []
-    to_cancel: list[Range] = []
-    for start, stop in list(assigned.ranges()):
-        for low, high in held.missing(start, stop):
-            to_cancel += job.give_back(report.worker, low, high)
-    return _cancelled(job, to_cancel)
-
-
-def _stop_again(job: Job, report: WorkerReport, held: IndexSet) -> list[Command]:
-    """A stop that got lost is sent again with every report; workers ignore repetitions."""
-    ranges = _both(job.stopping, held)
-    if not ranges:
-        return []
-    return [StopOnWorker(report.worker, job.record.id, job.with_rounds(ranges))]
 
 
 def _tasks_recalled(state: State, event: events.TasksRecalled, now: float) -> list[Command]:
@@ -340,7 +295,7 @@ def _tasks_recalled(state: State, event: events.TasksRecalled, now: float) -> li
     to_cancel = _returned(job, event.worker, event.ranges)
     state.sync(job, event.worker)
     state.refresh_job(job)
-    return _cancelled(job, to_cancel)
+    return cancelled(job, to_cancel)
 
 
 def _returned(job: Job, worker: WorkerId, ranges: tuple[TaskRange, ...]) -> list[Range]:
@@ -361,7 +316,16 @@ def _slice_refused(state: State, event: events.SliceRefused) -> list[Command]:
     to_cancel = job.give_back(event.worker, event.start, event.stop)
     state.sync(job, event.worker)
     state.refresh_job(job)
-    return _cancelled(job, to_cancel)
+    return cancelled(job, to_cancel)
+
+
+def _recovery_ended(state: State) -> list[Command]:
+    state.recovering = False
+    commands: list[Command] = []
+    for job in state.jobs.values():
+        commands += cancelled(job, job.workers_told())
+        state.refresh_job(job)
+    return commands
 
 
 def _time_passed(state: State, now: float) -> list[Command]:

@@ -24,7 +24,7 @@ class Fleet:
         self.fullest = LoadHeap()
         """By negative load: workers that have more than fills their slots, and that are
         not being asked to give some of it back."""
-        self.idle: set[WorkerId] = set()
+        self.idle: dict[WorkerId, None] = {}
         """Workers with free slots."""
         self.recalling: set[WorkerId] = set()
         self.sizes: Counter[int] = Counter()
@@ -57,9 +57,9 @@ class Fleet:
         heap = self._lightest.setdefault(worker.cpus, LoadHeap())
         heap.set(worker.id, (used >= worker.cpus, load))
         if used < worker.cpus:
-            self.idle.add(worker.id)
+            self.idle[worker.id] = None
         else:
-            self.idle.discard(worker.id)
+            self.idle.pop(worker.id, None)
         if worker.recalling:
             self.recalling.add(worker.id)
         else:
@@ -83,7 +83,7 @@ class Fleet:
         """It is lost, or drains."""
         self._count_out(worker)
         self.fullest.discard(worker)
-        self.idle.discard(worker)
+        self.idle.pop(worker, None)
         self.recalling.discard(worker)
 
     def _count_out(self, worker: WorkerId) -> None:

@@ -11,7 +11,7 @@ class OpenRequests:
 
     def __init__(self) -> None:
         self._pending: dict[RequestId, IndexSet] = {}
-        self._whole: set[RequestId] = set()
+        self._whole: dict[RequestId, None] = {}
 
     def __bool__(self) -> bool:
         return bool(self._pending) or bool(self._whole)
@@ -19,13 +19,16 @@ class OpenRequests:
     def __contains__(self, request: RequestId) -> bool:
         return request in self._pending or request in self._whole
 
+    def ids(self) -> list[RequestId]:
+        return [*self._pending, *self._whole]
+
     def add(self, request: RequestId, tasks: IndexSet) -> None:
         """A request that waits for these tasks."""
         self._pending[request] = tasks
 
     def add_whole(self, request: RequestId) -> None:
         """A request that waits for the whole job, what is not uploaded yet included."""
-        self._whole.add(request)
+        self._whole[request] = None
 
     def ended(self, start: int, stop: int) -> None:
         """Tasks ended as far as requests are concerned."""

@@ -31,6 +31,8 @@ class RoundMap:
 
     def runs(self, start: int, stop: int) -> Iterator[Run]:
         """The runs that ``[start, stop)`` consists of, ascending; a snapshot."""
+        if start >= stop:
+            return
         first = bisect_right(self._starts, start) - 1
         last = bisect_left(self._starts, stop)
         starts, rounds = self._starts[first:last], self._rounds[first:last]

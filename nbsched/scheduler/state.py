@@ -16,12 +16,18 @@ hide the leader's round trip and its death for short tasks, shallow enough that
 another job's task is not held up and that little has to be recalled."""
 
 
+NO_TASK = -1
+"""In `State.delays`: nothing is due but a look at the job."""
+
+
 @dataclass
 class State:
     """The scheduler's state. ``recovering`` means: nothing is handed out yet."""
 
     recovering: bool = True
     jobs: dict[JobId, Job] = field(default_factory=dict)
+    rebuilding: set[JobId] = field(default_factory=set)
+    """Jobs with an open request that are not known yet: `RebuildJob` has been asked for."""
     workers: dict[WorkerId, Worker] = field(default_factory=dict)
     fleets: dict[str, Fleet] = field(default_factory=dict)
     """Usable workers, by their version of Python."""
@@ -31,8 +37,12 @@ class State:
     """Jobs with work of which no task is assigned."""
     last_seq: dict[WorkerId, int] = field(default_factory=dict)
     """Slices sent to workers that were lost: they may come back under the same id."""
+    tails: dict[JobId, float] = field(default_factory=dict)
+    """Jobs with nothing left to hand out of which slow tasks may get a copy: when to look."""
     delays: list[tuple[float, JobId, int]] = field(default_factory=list)
     """Heap of the times at which delayed tasks are due; entries may be outdated."""
+    troubles: dict[WorkerId, str] = field(default_factory=dict)
+    """Why workers pause, in their words; those that do not are not here."""
     next_wake: float | None = None
     """The time that was last asked for and has not come: there is one timer."""
 
@@ -49,6 +59,16 @@ class State:
             if job is not None:
                 seconds += count * self.estimate(job, worker) * job.record.cpus
         return seconds / worker.cpus
+
+    def note_trouble(self, worker: WorkerId, trouble: str) -> bool:
+        """A worker said why it pauses, '' when it does not. Whether that is news."""
+        if worker not in self.workers or self.troubles.get(worker, "") == trouble:
+            return False
+        if trouble:
+            self.troubles[worker] = trouble
+        else:
+            del self.troubles[worker]
+        return True
 
     def refresh_worker(self, worker: Worker) -> None:
         """Put the worker where it belongs among the loads."""
@@ -71,6 +91,11 @@ class State:
         else:
             queue.pop(job_id, None)
             self.starved.pop(job_id, None)
+        if job.record.speculate:
+            if job.all_running and job_id in self.jobs:
+                self.tails.setdefault(job_id, 0.0)
+            else:
+                self.tails.pop(job_id, None)
 
     def sync(self, job: Job, worker_id: WorkerId) -> None:
         """Bring a worker's count of a job's tasks up to what the job says."""
@@ -79,7 +104,8 @@ class State:
             return
         held = job.assigned.get(worker_id)
         worker.task_cpus.setdefault(job.record.id, job.record.cpus)
-        worker.set_assigned(job.record.id, len(held) if held is not None else 0)
+        count = len(held) if held is not None else 0
+        worker.set_assigned(job.record.id, count + job.copies.count_on(worker_id))
         self.refresh_worker(worker)
 
     def note_delays(self, job: Job) -> float | None:
@@ -88,6 +114,11 @@ class State:
         for time, index in job.newly_delayed:
             heapq.heappush(self.delays, (time, job.record.id, index))
         job.newly_delayed.clear()
+        return self._sooner()
+
+    def wake_for(self, job: JobId, time: float) -> float | None:
+        """Remember a time at which a job is to be looked at; returns as `note_delays`."""
+        heapq.heappush(self.delays, (time, job, NO_TASK))
         return self._sooner()
 
     def release_due(self, now: float) -> float | None:

@@ -33,6 +33,10 @@ def explain_waiting(state: State, event: events.Event) -> list[Command]:
             concerned = [state.jobs.get(past.record.id) for past in added]
         case events.WorkerJoined() | events.WorkerLost() | events.RecoveryEnded():
             concerned = list(state.jobs.values())
+        case events.ReportRead(report=report):
+            if not state.note_trouble(report.worker, report.trouble):
+                return []
+            concerned = list(state.jobs.values())
         case _:
             return []
     changed: list[Command] = []
@@ -56,4 +60,4 @@ def _why_waiting(state: State, job: Job) -> str:
     most = largest[job.record.python]
     if most < job.record.cpus:
         return f"a task needs {job.record.cpus} CPUs; the largest worker has {most}"
-    return ""
+    return next(iter(state.troubles.values()), "")

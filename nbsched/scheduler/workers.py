@@ -23,8 +23,8 @@ class Worker:
     task_cpus: dict[JobId, int] = field(default_factory=dict)
     task_s: dict[JobId, float] = field(default_factory=dict)
     """Measured seconds per task here: a slow host shows in it."""
-    running: set[tuple[JobId, int]] = field(default_factory=set)
-    """What ran at the last report: the suspects when the host is lost."""
+    running: dict[tuple[JobId, int], float] = field(default_factory=dict)
+    """What ran at the last report, and since when: the suspects when the host is lost."""
     recalling: bool = False
     """It has been asked for tasks, and has not answered."""
     resting: bool = False

@@ -16,6 +16,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from nbsched._compat import Self
+from nbsched.errors import StoreFullError
 from nbsched.names import Names
 from nbsched.settings import Settings
 from nbsched.storage import (
@@ -133,7 +134,20 @@ class EtcdStore:
         except etcd_errors.LeaseNotFoundError:
             self._end_leases(changes)
             return Commit(False, await self._revision())
+        except StoreFullError:
+            if guards or any(isinstance(change, Put) for change in changes):
+                raise
+            return await self._delete_each(changes)
         return Commit(answer.succeeded, answer.header.revision)
+
+    async def _delete_each(self, changes: Sequence[Change]) -> Commit:
+        """A full etcd refuses every transaction, also one that would make room."""
+        for change in changes:
+            await self._delete(etcd_rpc.delete_request(change.key))
+        return Commit(True, await self._revision())
+
+    async def _delete(self, request: Any) -> None:
+        await self._calls.call(lambda endpoint, how: endpoint.kv.DeleteRange(request, **how))
 
     def _end_leases(self, changes: Sequence[Change]) -> None:
         """One of these puts named a lease that is gone; with one lease we know which."""

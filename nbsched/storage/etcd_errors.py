@@ -9,7 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nbsched.errors import ConfigurationError, ConnectError, StoreUnreachableError
+from nbsched.errors import (
+    ConfigurationError,
+    ConnectError,
+    StoreFullError,
+    StoreUnreachableError,
+)
 from nbsched.settings import Settings
 from nbsched.storage.etcd_rpc import grpc
 
@@ -134,7 +139,7 @@ def final(error: Any, address: str, settings: Settings) -> Exception:
     if code == grpc.StatusCode.PERMISSION_DENIED:
         return ConnectError(_not_allowed(address, settings))
     if "database space exceeded" in text:
-        return StoreUnreachableError(
+        return StoreFullError(
             f"etcd at {address} is full and takes no writes ({text}). Compact and defragment it,"
             " then run 'etcdctl alarm disarm'."
         )

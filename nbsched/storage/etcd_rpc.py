@@ -36,6 +36,7 @@ from nbsched.storage import (
 
 __all__ = [
     "authenticate_request",
+    "delete_request",
     "end_of_prefix",
     "event",
     "grpc",
@@ -110,11 +111,14 @@ def _operation(change: Change) -> Any:
             put = rpc_pb2.PutRequest(key=key.encode(), value=bytes(value), lease=lease or 0)
             operation = rpc_pb2.RequestOp(request_put=put)
         case Delete(key=key):
-            delete = rpc_pb2.DeleteRangeRequest(key=key.encode())
-            operation = rpc_pb2.RequestOp(request_delete_range=delete)
+            operation = rpc_pb2.RequestOp(request_delete_range=delete_request(key))
         case _:
             assert_never(change)
     return operation
+
+
+def delete_request(key: str) -> Any:
+    return rpc_pb2.DeleteRangeRequest(key=key.encode())
 
 
 def watch_request(prefix: str, from_revision: int) -> Any:

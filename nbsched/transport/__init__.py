@@ -42,8 +42,31 @@ class RequestFailedError(Exception):
     """Nobody answered: no subscriber, or not in time. The message may have arrived."""
 
 
+NO_SPACE = "no space left on device"
+"""How servers call a full disk."""
+
+
 class LogFullError(Exception):
-    """The log takes no more: its limit or its disk is full. Nothing was stored."""
+    """The log takes no more: its limit or its disk is full. Nothing was stored.
+
+    ``cause`` is the server's word for what is full.
+    """
+
+    def __init__(self, message: str, cause: str = "") -> None:
+        super().__init__(message)
+        self.cause = cause
+
+    def in_short(self, what: str) -> str:
+        """One line for a display; ``what`` names the log."""
+        cause = f" ({self.cause})" if self.cause else ""
+        # A log on a full disk cannot even delete.
+        remedy = "free its disk" if NO_SPACE in self.cause else "nbsched jobs --prune makes some"
+        return f"the {what} log in NATS is full{cause}: work goes on when there is room; {remedy}"
+
+
+class LogLostError(Exception):
+    """The log is another one than before, or shorter: its servers have lost data. What was
+    read of it may be gone; it can be read again from its beginning."""
 
 
 class Subscription(Protocol):
@@ -83,7 +106,8 @@ class Bus(Protocol):
         """Entries of a log whose subject matches, those behind sequence ``after``.
 
         Goes on for ever, in order, without a gap: it reconnects and resumes by itself.
-        What is ready is handed over together, at once.
+        What is ready is handed over together, at once. Raises LogLostError when the log was
+        lost meanwhile and made anew, or ends before ``after``: it has lost its end.
         """
 
     def replay(self, log: str, subject: str) -> AsyncGenerator[Sequence[LogEntry], None]:
@@ -94,6 +118,9 @@ class Bus(Protocol):
 
     async def last_sequence(self, log: str) -> int:
         """Sequence number of the newest entry; 0 for an empty log."""
+
+    async def subjects(self, log: str, subject: str) -> set[str]:
+        """The subjects that match and have entries."""
 
     async def purge(self, log: str, subject: str) -> None:
         """Delete the entries whose subject matches."""

@@ -12,14 +12,14 @@ import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import msgspec
 from nats.aio.msg import Msg
 
-from nbsched.errors import BusUnreachableError, ConfigurationError
+from nbsched.errors import BusUnreachableError, ConfigurationError, ConnectError
 from nbsched.payload.envelope import to_header
-from nbsched.transport import LogFullError
+from nbsched.transport import NO_SPACE, LogFullError
 from nbsched.transport.connection import Connection, is_nobody
 from nbsched.transport.jetstream import HEADER, ErrorBody
 
@@ -69,8 +69,17 @@ class _Entry:
 class Appender:
     """See the module. Needs `close`."""
 
-    def __init__(self, connection: Connection, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        write_error: Callable[[str], Awaitable[tuple[str, str]]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``write_error`` says of a subject why its log takes nothing, and of which
+        subjects (their beginning) that is true."""
         self._connection = connection
+        self._write_error = write_error
+        self._asking: asyncio.Task[None] | None = None
         self._clock = clock
         self._waiting: deque[_Entry] = deque()
         """Entries for which the window has no room yet, oldest first."""
@@ -177,7 +186,8 @@ class Appender:
                 entry,
                 LogFullError(
                     f"The log of {entry.subject} takes no more: {text}. Raise the limits of its"
-                    " stream or of JetStream (max_file_store), or free disk space."
+                    " stream or of JetStream (max_file_store), or free disk space.",
+                    error.description,
                 ),
             )
         elif error.err_code in _TOO_LARGE:
@@ -238,6 +248,26 @@ class Appender:
             if entry.sent_at is not None and now - entry.sent_at > ACK_TIMEOUT_S:
                 self._complain(f"{entry.subject} was not acknowledged and is sent again")
                 self._again(entry)
+                if self._asking is None or self._asking.done():
+                    self._asking = asyncio.create_task(self._ask_why(entry.subject))
+
+    async def _ask_why(self, subject: str) -> None:
+        """A log whose disk is full acknowledges nothing, and says why when it is asked."""
+        try:
+            start, cause = await self._write_error(subject)
+        except ConnectError as error:
+            log.info("Why %s was not acknowledged is not known: %s", subject, error)
+            return
+        if not cause:
+            return
+        full = LogFullError(
+            f"The log of {subject} takes no more: {cause} Make room on the disk of NATS, and"
+            " start nats-server again (a local cluster does that by itself).",
+            NO_SPACE if NO_SPACE in cause else "it cannot be written to",
+        )
+        for entry in tuple(self._unacknowledged.values()):
+            if entry.subject.startswith(start):
+                self._fail(entry, full)
 
     async def _send_unsent(self) -> None:
         """Send what must be sent by now, oldest first."""
@@ -262,8 +292,10 @@ class Appender:
 
     async def close(self) -> None:
         self._connection.watchers.discard(self._on_connection)
-        self._tending.cancel()
-        await asyncio.wait({self._tending})
+        tasks = {self._tending} if self._asking is None else {self._tending, self._asking}
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
 def _is_full(error: ErrorBody) -> bool:

@@ -6,6 +6,7 @@ about what a log is for. Whatever goes wrong comes out as one of our errors.
 
 from __future__ import annotations
 
+import logging
 from typing import Any, TypeVar
 
 import msgspec
@@ -18,9 +19,10 @@ from nbsched.errors import (
     JetStreamMissingError,
 )
 from nbsched.payload.envelope import from_header
-from nbsched.settings import KEPT_S
 from nbsched.transport import LogEntry, RequestFailedError
 from nbsched.transport.connection import Connection, NobodyListensError
+
+log = logging.getLogger(__name__)
 
 HEADER = "Nbsched"
 """The NATS header in which an entry's envelope travels."""
@@ -30,6 +32,7 @@ restart; the server keeps every message id for so long, so more costs memory."""
 
 _S = 1_000_000_000
 _NOT_ENABLED = {10039, 10076}
+_STREAM_PURGE_FAILED = 10051
 _STREAM_EXISTS = 10058
 _STREAM_NOT_FOUND = 10059
 
@@ -54,6 +57,8 @@ class ErrorBody(msgspec.Struct):
 
 class _State(msgspec.Struct):
     last_seq: int = 0
+    subjects: dict[str, int] = {}
+    """Numbers of messages, of the subjects that were asked for; a page of them."""
 
 
 class _Response(msgspec.Struct):
@@ -62,6 +67,9 @@ class _Response(msgspec.Struct):
 
 class _StreamInfo(_Response):
     state: _State = msgspec.field(default_factory=_State)
+    total: int = 0
+    """Of subjects, on all pages."""
+    created: str = ""
 
 
 class ConsumerInfo(_Response):
@@ -78,6 +86,8 @@ class JetStream:
     def __init__(self, connection: Connection, timeout_s: float) -> None:
         self.connection = connection
         self.timeout_s = timeout_s
+        self._configs: dict[str, dict[str, object]] = {}
+        """Streams that have to be there."""
 
     async def check(self) -> None:
         """Raise JetStreamMissingError when the server runs without JetStream."""
@@ -98,18 +108,22 @@ class JetStream:
 
     async def ensure_stream(self, stream: str, subjects: str, replicas: int) -> None:
         """Create a stream unless it exists, whatever its limits then are."""
-        config = {
+        config: dict[str, object] = {
             "name": stream,
             "subjects": [subjects],
             "retention": "limits",
             "storage": "file",
-            # A full stream refuses; dropping the oldest would lose outcomes silently.
+            # A full stream refuses; dropping the oldest would lose outcomes silently. Nor is
+            # there a greatest age: the leader deletes what belongs to jobs that are gone.
             "discard": "new",
-            "max_age": KEPT_S * _S,
             "duplicate_window": DUPLICATE_WINDOW_S * _S,
             "num_replicas": replicas,
             "allow_direct": True,
         }
+        await self._create_stream(stream, config)
+        self._configs[stream] = config
+
+    async def _create_stream(self, stream: str, config: dict[str, object]) -> None:
         try:
             await self._call(f"STREAM.CREATE.{stream}", config, _Response)
         except ApiError as error:
@@ -119,12 +133,43 @@ class JetStream:
                     " the stream that is in its way (nats stream ls)."
                 ) from error
 
+    async def identity(self, stream: str) -> tuple[str, int]:
+        """The time of the stream's creation, another one when it was lost and made anew; and
+        the sequence number of its newest entry."""
+        info = await self._call(f"STREAM.INFO.{stream}", None, _StreamInfo)
+        return info.created, info.state.last_seq
+
     async def last_sequence(self, stream: str) -> int:
         info = await self._call(f"STREAM.INFO.{stream}", None, _StreamInfo)
         return info.state.last_seq
 
+    async def subjects(self, stream: str, subject: str) -> set[str]:
+        """All pages; what comes and goes meanwhile may be missing."""
+        found: set[str] = set()
+        offset = 0
+        while True:
+            request = {"subjects_filter": subject, "offset": offset}
+            info = await self._call(f"STREAM.INFO.{stream}", request, _StreamInfo)
+            found |= info.state.subjects.keys()
+            offset += len(info.state.subjects)
+            if not info.state.subjects or offset >= info.total:
+                return found
+
     async def purge(self, stream: str, subject: str) -> None:
         await self._call(f"STREAM.PURGE.{stream}", {"filter": subject}, _Response)
+
+    async def write_error(self, stream: str, subject: str) -> str:
+        """What keeps the stream from being written to, if anything.
+
+        A stream whose disk was full takes nothing any more and does not answer appends,
+        until the server is started again. A purge, here of a ``subject`` without entries,
+        says why.
+        """
+        try:
+            await self._call(f"STREAM.PURGE.{stream}", {"filter": subject}, _Response)
+        except ApiError as error:
+            return str(error) if error.code == _STREAM_PURGE_FAILED else ""
+        return ""
 
     async def last_of(self, stream: str, subject: str) -> LogEntry | None:
         """Ask any replica directly: no JSON, no base64, one message back."""
@@ -194,8 +239,21 @@ class JetStream:
         except msgspec.DecodeError as error:
             raise ApiError(f"JetStream gave an unusable answer to {path}: {error}.", 0) from error
         if response.error is not None:
+            if response.error.err_code == _STREAM_NOT_FOUND:
+                await self._restore(path.split(".")[2])
             raise _api_error(path, response.error)
         return response
+
+    async def _restore(self, stream: str) -> None:
+        """Make a stream again that its servers have lost; whoever needs it tries again."""
+        config = self._configs.get(stream)
+        if config is None:
+            return
+        log.error("log=%s: JetStream has lost it with its data; it is made anew", stream)
+        try:
+            await self._create_stream(stream, config)
+        except ConnectError as error:
+            log.warning("%s", error)
 
     async def _ask(self, subject: str, body: bytes) -> Msg:
         try:

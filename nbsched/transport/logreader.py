@@ -26,7 +26,7 @@ from typing import NamedTuple
 from nats.aio.msg import Msg
 
 from nbsched.errors import BusUnreachableError
-from nbsched.transport import LogEntry
+from nbsched.transport import LogEntry, LogLostError
 from nbsched.transport.connection import Subscribed
 from nbsched.transport.jetstream import JetStream, envelope_of
 
@@ -81,12 +81,14 @@ class LogReader:
         self._position = after
         self._headers_only = headers_only
         self._until = until
+        self._identity = ""
 
     async def batches(self) -> AsyncGenerator[list[LogEntry], None]:
         """Hand over what has arrived, for ever; closing it removes the consumer.
 
         Raises:
             BusUnreachableError: the bus was closed.
+            LogLostError: the log was lost and made anew, or has lost its end.
         """
         fruitless = 0
         while True:
@@ -120,6 +122,8 @@ class LogReader:
             await self._connection.wait_connected()
             consumer = _Consumer(self._jetstream, self._stream, self._headers_only)
             try:
+                if self._until is None:
+                    await self._check_identity()
                 await consumer.start(self._subject, self._position + 1)
                 return consumer
             except BusUnreachableError as error:
@@ -130,6 +134,21 @@ class LogReader:
             except BaseException:
                 await consumer.close()
                 raise
+
+    async def _check_identity(self) -> None:
+        """A position in another log means nothing, and one behind the end was in another: a
+        host that lost power comes back without what its NATS had not yet synced."""
+        identity, last = await self._jetstream.identity(self._stream)
+        if last < self._position:
+            raise LogLostError(
+                f"The log {self._stream} was read up to {self._position} and ends at {last}: its"
+                " servers have lost the rest."
+            )
+        if self._identity not in ("", identity):
+            raise LogLostError(
+                f"The log {self._stream} was lost by its servers and made anew ({identity})."
+            )
+        self._identity = identity
 
 
 class _Consumer:

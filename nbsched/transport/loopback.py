@@ -92,6 +92,9 @@ class LoopbackBus:
     async def last_sequence(self, log: str) -> int:
         return await self._bus.last_sequence(log)
 
+    async def subjects(self, log: str, subject: str) -> set[str]:
+        return await self._bus.subjects(log, subject)
+
     async def purge(self, log: str, subject: str) -> None:
         await self._bus.purge(log, subject)
 

@@ -26,6 +26,7 @@ from nbsched.transport import (
     Handler,
     LogEntry,
     LogFullError,
+    LogLostError,
     Message,
     RequestFailedError,
 )
@@ -36,6 +37,9 @@ MAX_PAYLOAD = 1024 * 1024
 """The default of nats-server."""
 BATCH = 2000
 """Entries that a reader hands over together at most, as on NATS."""
+
+_MAX_HEADER_BYTES = 64 * 1024
+"""Of a message in a log: as JetStream."""
 
 
 class _Waiter:
@@ -70,7 +74,8 @@ class _Log:
         if self.max_entries is not None and len(self.entries) >= self.max_entries:
             raise LogFullError(
                 f"The log of {subject} takes no more: it has {len(self.entries)} entries, its"
-                " limit. Purge some, or raise max_entries."
+                " limit. Purge some, or raise max_entries.",
+                "maximum messages exceeded",
             )
         self.last_sequence += 1
         self.entries.append(LogEntry(subject, self.last_sequence, header, data))
@@ -144,6 +149,16 @@ class MemoryBusServer:
             kept = self._logs.get(name)
             return [] if kept is None else kept.behind(after, subject, BATCH)
 
+    def check_position(self, name: str, position: int) -> None:
+        """Raise LogLostError when a log ends before what was read of it."""
+        with self._lock:
+            kept = self._logs.get(name)
+            if kept is not None and kept.last_sequence < position:
+                raise LogLostError(
+                    f"The log {name} was read up to {position} and ends at"
+                    f" {kept.last_sequence}: its servers have lost the rest."
+                )
+
     def last_of(self, name: str, subject: str) -> LogEntry | None:
         with self._lock:
             entries = reversed(self._log(name).entries)
@@ -152,6 +167,11 @@ class MemoryBusServer:
     def last_sequence(self, name: str) -> int:
         with self._lock:
             return self._log(name).last_sequence
+
+    def subjects(self, name: str, subject: str) -> set[str]:
+        with self._lock:
+            found = {entry.subject for entry in self._log(name).entries}
+            return {each for each in found if matches(subject, each)}
 
     def purge(self, name: str, subject: str) -> None:
         with self._lock:
@@ -304,6 +324,7 @@ class MemoryBus:
         try:
             while True:
                 await self._answer(wait_on=waiter)
+                self.server.check_position(log, after)
                 entries = self.server.entries(log, subject, after)
                 if not entries:
                     await waiter.wait()
@@ -329,6 +350,10 @@ class MemoryBus:
     async def last_sequence(self, log: str) -> int:
         await self._answer()
         return self.server.last_sequence(log)
+
+    async def subjects(self, log: str, subject: str) -> set[str]:
+        await self._answer()
+        return self.server.subjects(log, subject)
 
     async def purge(self, log: str, subject: str) -> None:
         await self._answer()
@@ -364,6 +389,8 @@ class MemoryBus:
                 f"A message of {size} bytes for {subject} is over the limit of the bus,"
                 f" {self.server.max_payload}. Lower message_bytes."
             )
+        if len(header) * 4 // 3 > _MAX_HEADER_BYTES:  # as text, which NATS makes of it
+            raise ConfigurationError(f"A message for {subject} has a header over 64 KiB.")
 
     def _watch(self) -> _Waiter:
         waiter = _Waiter()

@@ -76,7 +76,9 @@ class NatsBus:
     def __init__(self, connection: Connection, timeout_s: float) -> None:
         self._connection = connection
         self._jetstream = JetStream(connection, timeout_s)
-        self._appender = Appender(connection)
+        self._appender = Appender(connection, self._write_error)
+        self._logs: dict[str, str] = {}
+        """Logs by the beginning of their subjects."""
         self._subscriptions: set[NatsSubscription] = set()
 
     @classmethod
@@ -121,6 +123,14 @@ class NatsBus:
             ConnectError: JetStream refuses it.
         """
         await self._jetstream.ensure_stream(log, subjects, replicas)
+        self._logs[subjects.rstrip(">*")] = log
+
+    async def _write_error(self, subject: str) -> tuple[str, str]:
+        """The beginning of the subjects of a log, and why that takes nothing, if known."""
+        for start, log in self._logs.items():
+            if subject.startswith(start):
+                return start, await self._jetstream.write_error(log, f"{start}_none")
+        return subject, ""
 
     async def append(self, subject: str, header: bytes, data: bytes) -> int:
         return await self._appender.append(subject, header, data)
@@ -143,6 +153,9 @@ class NatsBus:
 
     async def last_sequence(self, log: str) -> int:
         return await self._jetstream.last_sequence(log)
+
+    async def subjects(self, log: str, subject: str) -> set[str]:
+        return await self._jetstream.subjects(log, subject)
 
     async def purge(self, log: str, subject: str) -> None:
         await self._jetstream.purge(log, subject)

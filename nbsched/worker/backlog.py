@@ -1,8 +1,9 @@
 """What a worker holds, whose turn it is, and how much to hand over at a time.
 
 Every task that was accepted is *held* until the results log has acknowledged its
-outcome. Held tasks wait in a queue per job until a kernel gets them; jobs take
-turns, so that one with millions of tasks does not hold up one with a single task.
+outcome. Held tasks wait in a queue per job until a kernel gets them; jobs of the same
+priority take turns, so that one with millions of tasks does not hold up one with a single
+task, and those of a higher one go first.
 
 Pure data: nothing here waits, reads a clock or talks to anybody.
 """
@@ -14,9 +15,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from nbsched.attempts import PastAttempt
 from nbsched.indexset import IndexSet
+from nbsched.kernel.protocol import Breach
 from nbsched.messages import BlockRef, Held, JobBrief, RunSlice
 from nbsched.model import JobId, TaskRange
+from nbsched.worker.output import LastWords
 from nbsched.worker.pace import Pace
 
 _IDLE_JOBS = 1000
@@ -27,8 +31,8 @@ _IDLE_JOBS = 1000
 class Piece:
     """Tasks ``start`` to ``stop`` of a job that have their history in common.
 
-    ``timed_out_after_s`` is set for a task that was killed for its time: it is not to
-    be run, only its retry policy is to be asked.
+    ``breach`` and ``words`` (what it had printed) are set for a task that was killed for
+    breaking a limit: it is not to be run, only its retry policy is to be asked.
     """
 
     brief: JobBrief
@@ -39,7 +43,9 @@ class Piece:
     crashes: int = 0
     first_started_at: float | None = None
     blocks: tuple[BlockRef, ...] = ()
-    timed_out_after_s: float | None = None
+    breach: Breach | None = None
+    words: LastWords | None = None
+    past: tuple[PastAttempt, ...] = ()
 
     @property
     def job(self) -> JobId:
@@ -95,8 +101,11 @@ class Backlog:
         return job in self._turns
 
     def turns(self) -> list[JobId]:
-        """Jobs that have something queued, the one whose turn it is first."""
-        return list(self._turns)
+        """Jobs that have something queued: those of the highest priority first, and among
+        equals the one whose turn it is."""
+        if len(self._turns) == 1:
+            return list(self._turns)
+        return sorted(self._turns, key=lambda job: -self._jobs[job].brief.priority)
 
     # ------------------------------------------------------------ in
 
@@ -135,6 +144,25 @@ class Backlog:
     def head(self, job: JobId) -> Piece:
         """The piece that comes next in this job."""
         return self._jobs[job].queue[0]
+
+    def holds_earlier(self, piece: Piece) -> bool:
+        """Whether tasks of the piece are held in an earlier attempt or round."""
+        return any(
+            held.intersection(piece.start, piece.stop)
+            for key, held in self._jobs[piece.job].held.items()
+            if key < (piece.round, piece.attempt)
+        )
+
+    def cut_head(self, job: JobId, at: int) -> None:
+        """Make two pieces of the one that comes next; the second begins with this task."""
+        queue = self._jobs[job].queue
+        piece = queue.popleft()
+        queue.appendleft(piece.part(at, piece.stop))
+        queue.appendleft(piece.part(piece.start, at))
+
+    def pass_over(self, job: JobId) -> None:
+        """The piece that comes next comes last."""
+        self._jobs[job].queue.rotate(-1)
 
     def take(self, job_id: JobId, count: int) -> Piece:
         """Take up to ``count`` tasks of the job's first piece; its turn is over."""
@@ -224,16 +252,21 @@ class Backlog:
 
     # ------------------------------------------------------------ told
 
-    def held(self, running: Iterable[Held]) -> tuple[Held, ...]:
-        """Everything that is held; a running task is an entry of its own."""
+    def still_held(self, running: Iterable[Held]) -> list[Held]:
+        """Those of the running tasks whose outcome is not acknowledged already."""
         entries = []
-        apart: dict[tuple[JobId, int, int], IndexSet] = {}
         for entry in running:
             job = self._jobs.get(entry.job)
             held = job.held.get((entry.round, entry.attempt)) if job is not None else None
-            if held is None or entry.start not in held:
-                continue  # its outcome is acknowledged already
-            entries.append(entry)
+            if held is not None and entry.start in held:
+                entries.append(entry)
+        return entries
+
+    def held(self, running: Iterable[Held]) -> tuple[Held, ...]:
+        """Everything that is held; a running task is an entry of its own."""
+        entries = self.still_held(running)
+        apart: dict[tuple[JobId, int, int], IndexSet] = {}
+        for entry in entries:
             key = (entry.job, entry.round, entry.attempt)
             apart.setdefault(key, IndexSet()).add(entry.start, entry.stop)
         for job_id, job in self._jobs.items():
@@ -262,4 +295,5 @@ def _piece(command: RunSlice, start: int, stop: int) -> Piece:
         command.crashes,
         command.first_started_at,
         command.blocks,
+        past=command.past,
     )

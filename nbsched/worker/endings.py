@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 
 from nbsched import messages
-from nbsched.kernel.outcomes import timeout_message
+from nbsched.attempts import PastAttempt, with_attempt
+from nbsched.kernel import stops
+from nbsched.kernel.protocol import Breach
 from nbsched.messages import Encoding, ErrorReport, Outcome, OutcomeState
 from nbsched.worker.backlog import Piece
 from nbsched.worker.deaths import Death
@@ -27,24 +29,21 @@ def crashed(piece: Piece, death: Death, worker: str, elapsed_s: float) -> tuple[
     deaths = piece.crashes + 1
     most = piece.brief.max_crashes
     final = deaths >= most
+    history = with_attempt(piece.past, worker, death.cause)
     return _with_report(
         piece,
         OutcomeState.FAILED if final else OutcomeState.RETRY,
-        death.report(piece.start, worker, deaths, most),
+        death.report(piece.start, worker, deaths, most, history),
         deaths,
         elapsed_s,
+        history,
     )
 
 
-def timed_out(piece: Piece, after_s: float) -> tuple[Outcome, bytes]:
-    """The task ran out of time and had to be killed, and no policy retries it."""
-    report = ErrorReport(
-        type_name="TaskTimeoutError",
-        message=timeout_message(piece.start, after_s),
-        system="TaskTimeoutError",
-        details={"index": piece.start},
-    )
-    return _with_report(piece, OutcomeState.FAILED, report, piece.crashes)
+def stopped(piece: Piece, breach: Breach, worker: str, tail: str) -> tuple[Outcome, bytes]:
+    """The task broke a limit and had to be killed, and no policy retries it."""
+    error = stops.breach_error(breach, piece.start, worker, tail, piece.past)
+    return _with_report(piece, OutcomeState.FAILED, stops.report(error), piece.crashes)
 
 
 def unreadable(piece: Piece, worker: str, host: str, reason: str) -> tuple[Outcome, bytes]:
@@ -62,7 +61,12 @@ def unreadable(piece: Piece, worker: str, host: str, reason: str) -> tuple[Outco
 
 
 def _with_report(
-    piece: Piece, state: OutcomeState, report: ErrorReport, crashes: int, elapsed_s: float = 0.0
+    piece: Piece,
+    state: OutcomeState,
+    report: ErrorReport,
+    crashes: int,
+    elapsed_s: float = 0.0,
+    history: tuple[PastAttempt, ...] = (),
 ) -> tuple[Outcome, bytes]:
     assert piece.count == 1, "an error speaks of one task"
     body = messages.encode(report)
@@ -79,5 +83,6 @@ def _with_report(
         elapsed_s,
         crashes=crashes,
         first_started_at=first if state is OutcomeState.RETRY else None,
+        past=history if state is OutcomeState.RETRY else (),
     )
     return outcome, body

@@ -109,7 +109,7 @@ class InputCache:
             self._fetch((piece.job, _INLINE), piece, None)
             return None
         function = self._function(piece)
-        if piece.timed_out_after_s is not None:
+        if piece.breach is not None:
             return None if function is None else Input(function, 0, None, piece.stop)
         ref = self._ref(piece)
         if ref is None:
@@ -243,7 +243,7 @@ class InputCache:
         found: list[bytes] = []
         for first in range(0, expected.parts, _PARALLEL_PARTS):
             numbers = range(first, min(first + _PARALLEL_PARTS, expected.parts))
-            reads = (self._read_part(piece.job, expected, number) for number in numbers)
+            reads = (self._read_part(piece.brief, expected, number) for number in numbers)
             for part in await asyncio.gather(*reads, return_exceptions=True):
                 if isinstance(part, BaseException):
                     raise part
@@ -253,14 +253,14 @@ class InputCache:
             raise MissingInputError(f"block {expected.block} is incomplete in the inputs log")
         return data
 
-    async def _read_part(self, job: JobId, expected: BlockRef, part: int) -> bytes:
-        subject = self._names.input_part(job, expected.block, part)
+    async def _read_part(self, brief: JobBrief, expected: BlockRef, part: int) -> bytes:
+        subject = self._names.input_part(brief.client, brief.job, expected.block, part)
         entry = await self._patiently(self._last_of(subject))
         content = envelope.read(
             self._key, entry.header, kind=Kind.INPUT, namespace=self._names.namespace
         )
         envelope.check_body(content, entry.data)
-        _check_job(content, job)
+        _check_job(content, brief.job)
         if (content.first, content.count) != (expected.first, expected.count):
             raise MissingInputError(f"block {expected.block} holds other items than it should")
         if part == expected.parts - 1:

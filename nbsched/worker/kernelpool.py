@@ -1,4 +1,5 @@
-"""The kernels of this worker: feeding them, stopping tasks in them, replacing them.
+"""The kernels of this worker: feeding them, stopping tasks in them, taking over what the
+dead leave behind.
 
 A task that waits in a kernel can always be taken back before it begins (see
 `nbsched.kernel.sharedstate`). So hand-overs may hold several tasks: when one of them
@@ -19,39 +20,42 @@ from dataclasses import replace
 import msgspec
 
 from nbsched._compat import assert_never
-from nbsched.kernel.protocol import Finished, FromKernel, Hello, Ready, Skipped
-from nbsched.kernel.sharedstate import CANCELLED, TIMED_OUT
-from nbsched.messages import Held, Outcome, OutcomeState
+from nbsched.indexset import IndexSet
+from nbsched.kernel.protocol import Breach, Finished, FromKernel, Hello, Ready, Skipped
+from nbsched.messages import Held, JobBrief, Outcome, OutcomeState, PrintedText
 from nbsched.model import JobId, TaskRange
 from nbsched.worker import endings
 from nbsched.worker.backlog import Backlog, JobBacklog, Piece
 from nbsched.worker.deaths import Death
 from nbsched.worker.inputs import InputCache
-from nbsched.worker.kernelprocess import KernelProcess
-from nbsched.worker.kernelslot import KernelSlot, Returned
-from nbsched.worker.output import with_last_words
+from nbsched.worker.kernelslot import KernelSlot, Returned, apart
+from nbsched.worker.nursery import Nursery
+from nbsched.worker.output import LastWords
+from nbsched.worker.stopping import Stopper
 
 log = logging.getLogger(__name__)
 
 _TICK_S = 0.05
-"""Resolution of task timeouts and of the grace after SIGINT."""
+"""Resolution of the limits of time and memory, and of the grace after SIGINT."""
 _SETTLE_S = 0.001
 """Between voiding what a kernel has not begun and taking it back."""
 _LONG_S = 0.02
 """When a task has run this long, and longer than its job's other tasks, its neighbours in
 the kernel are taken back."""
+_LIVE_S = 0.2
+"""How often to look what running tasks have printed. Who ends before tells it then."""
 _AHEAD = 3
-_FIRST_RESPAWN_S = 0.2
-_LAST_RESPAWN_S = 10.0
 
 Publish = Callable[[Piece, Outcome, bytes], None]
+Tell = Callable[[JobBrief, Sequence[PrintedText]], None]
 
 
 class KernelPool:
     """``cpus`` kernels, fed from the backlog.
 
-    ``publish`` gets every outcome, ``changed`` is called when the report would differ
-    (True: a task started after idleness), ``paused`` says that nothing new may start.
+    ``publish`` gets every outcome, ``tell`` what running tasks print, ``changed`` is called
+    when the report would differ (True: a task started after idleness), ``paused`` says that
+    nothing new may start.
     """
 
     def __init__(
@@ -62,40 +66,36 @@ class KernelPool:
         backlog: Backlog,
         inputs: InputCache,
         publish: Publish,
+        tell: Tell,
         changed: Callable[[bool], None],
         paused: Callable[[], bool],
     ) -> None:
         self._home = home
         self._cpus = cpus
-        self._grace_s = grace_s
+        self._stopper = Stopper(grace_s)
         self._backlog = backlog
         self._inputs = inputs
         self._publish = publish
+        self._tell = tell
         self._changed = changed
         self._paused = paused
-        self._slots: list[KernelSlot] = []
-        self._processes: set[KernelProcess] = set()
-        self._failed_starts = 0
-        self._timers: set[asyncio.TimerHandle] = set()
+        self._nursery = Nursery(home, self._on_frame, self._on_output, self._on_death)
+        self._slots = self._nursery.slots
         self._ticking: asyncio.TimerHandle | None = None
+        self._looked_at = 0.0
         self._closing = False
 
     def start(self) -> None:
         """Start the kernels; they may be fed at once."""
-        for _ in range(self._cpus):
-            self._spawn()
+        self._nursery.start(self._cpus)
         self.feed()
 
     async def stop(self) -> None:
         """Kill all kernels and wait for their end."""
         self._closing = True
-        for timer in self._timers:
-            timer.cancel()
         if self._ticking is not None:
             self._ticking.cancel()
-        for process in list(self._processes):
-            process.kill()
-        await asyncio.gather(*(process.ended() for process in list(self._processes)))
+        await self._nursery.stop()
 
     # ------------------------------------------------------------ looking
 
@@ -106,7 +106,7 @@ class KernelPool:
     @property
     def free_slots(self) -> int:
         """CPU slots that could start a task now; a wide task occupies several."""
-        usable = sum(1 for slot in self._slots if slot.ready or not self._failed_starts)
+        usable = sum(map(self._nursery.usable, self._slots))
         return max(0, usable - sum(self._width(slot) for slot in self._slots))
 
     def works_on(self, job: JobId) -> bool:
@@ -118,7 +118,7 @@ class KernelPool:
         return [held for slot in self._slots if (held := slot.running()) is not None]
 
     def pids(self) -> list[int]:
-        return [process.pid for process in self._processes]
+        return self._nursery.pids()
 
     def _width(self, slot: KernelSlot) -> int:
         return max((self._cpus_of(given.piece) for given in slot.hand_overs), default=0)
@@ -146,7 +146,9 @@ class KernelPool:
             job = self._backlog.job(job_id)
             if job is None or not job.queue:
                 continue  # its input was found to be missing a moment ago
-            piece = self._backlog.head(job_id)
+            piece = self._next(job_id, len(job.queue))
+            if piece is None:
+                continue
             width = self._cpus_of(piece)
             slot = self._idle_slot(width) or self._slot_for_spare(width, job)
             if slot is None:
@@ -164,11 +166,40 @@ class KernelPool:
             return True
         return False
 
+    def _next(self, job_id: JobId, pieces: int) -> Piece | None:
+        """The job's next piece, past tasks of which an earlier attempt still runs here: it was
+        told to stop a moment ago, and no task runs twice at once on a worker."""
+        passed = 0
+        while passed < pieces:
+            piece = self._backlog.head(job_id)
+            begun = list(self._begun(piece).ranges())
+            if not begun:
+                return piece
+            start, stop = begun[0]
+            if piece.start < start:
+                self._backlog.cut_head(job_id, start)
+                return self._backlog.head(job_id)
+            if stop < piece.stop:
+                self._backlog.cut_head(job_id, stop)
+            self._backlog.pass_over(job_id)
+            passed += 1
+        return None
+
+    def _begun(self, piece: Piece) -> IndexSet:
+        """The tasks of a queued piece of which a kernel has an earlier attempt."""
+        begun = IndexSet()
+        if self._backlog.holds_earlier(piece):
+            named = TaskRange(piece.start, piece.stop, piece.round)
+            for slot in self._slots:
+                for start, stop in slot.tasks_of(piece.job, named):
+                    begun.add(start, stop)
+        return begun
+
     def _idle_slot(self, width: int) -> KernelSlot | None:
         if self.free_slots < width:
             return None
         for slot in self._slots:
-            if not slot.busy and (slot.ready or not self._failed_starts):
+            if not slot.busy and self._nursery.usable(slot):
                 return slot
         return None
 
@@ -205,8 +236,7 @@ class KernelPool:
             case Skipped(first_run=first_run, count=count):
                 self._put_back(slot.skipped(first_run, count))
             case Ready():
-                slot.ready = True
-                self._failed_starts = 0
+                self._nursery.is_ready(slot)
             case _:
                 assert_never(frame)
         self.feed()
@@ -214,17 +244,25 @@ class KernelPool:
     def _on_finished(
         self, slot: KernelSlot, finished: Sequence[tuple[int, Outcome]], attachment: bytes
     ) -> None:
+        slot.process.read_output()
         at = 0
         for first_run, outcome in finished:
             size = outcome.body_bytes
             body = attachment[at : at + size]
             at += size
             count = outcome.stop - outcome.start
+            unwanted = count == 1 and first_run in slot.silenced
             answered = slot.answer(first_run, count)
             if answered is None:
                 continue
             given, complete = answered
+            if unwanted:
+                self._drop(given.piece.part(outcome.start, outcome.stop))
+                continue
             self._measure(given.piece, outcome, complete)
+            outcome, body = slot.output.with_native(first_run, outcome, body)
+            if given.piece.words is not None and not any(outcome.output):
+                outcome, body = given.piece.words.added_to(outcome, body)
             self._publish(given.piece, _with_history(outcome, given.piece), body)
         if not self.busy:
             self._changed(False)
@@ -240,22 +278,38 @@ class KernelPool:
 
     def _put_back(self, returned: Sequence[Returned]) -> None:
         """Tasks that did not run: cancelled if that was wanted, else they come next."""
-        for _, piece, stopped in reversed(returned):
+        for _, piece, stopped, silently in reversed(returned):
             if stopped:
-                self.cancel(piece)
+                self.cancel(piece, silently=silently)
             else:
                 self._backlog.give_back(piece)
         if returned:
             self._changed(False)
 
-    def cancel(self, piece: Piece) -> None:
-        """Publish that these tasks are cancelled, each for itself."""
-        for index in range(piece.start, piece.stop):
-            self._publish(piece, endings.cancelled(piece.part(index, index + 1)), b"")
+    def cancel(self, piece: Piece, *, silently: bool = False) -> None:
+        """Publish that these tasks are cancelled, each for itself. Not one of which an earlier
+        attempt still runs: its end is told when that has stopped."""
+        if silently:
+            self._drop(piece)
+            return
+        begun = self._begun(piece)
+        for start, stop in begun.ranges():
+            self._drop(piece.part(start, stop))
+        for start, stop in begun.missing(piece.start, piece.stop):
+            for index in range(start, stop):
+                self._publish(piece, endings.cancelled(piece.part(index, index + 1)), b"")
+
+    def _drop(self, piece: Piece) -> None:
+        """Another run of these tasks counts: this one is not held any more, and that is all
+        that is said of it."""
+        self._backlog.release(piece.job, piece.start, piece.stop, piece.round, piece.attempt)
+        self._changed(True)
 
     # ------------------------------------------------------------ stopping
 
-    def stop_tasks(self, job: JobId, ranges: Sequence[TaskRange], grace_s: float) -> None:
+    def stop_tasks(
+        self, job: JobId, ranges: Sequence[TaskRange], grace_s: float, *, silently: bool = False
+    ) -> None:
         """Cancel what kernels hold of these tasks, of these rounds or earlier ones."""
         deadline = time.monotonic() + grace_s
         for slot in self._slots:
@@ -263,6 +317,8 @@ class KernelPool:
             if runs:
                 for run in runs:
                     slot.stops.setdefault(run, deadline)
+                if silently:
+                    slot.silenced.update(runs)
                 self._revoke(slot)
 
     def revoke_all(self) -> None:
@@ -273,7 +329,7 @@ class KernelPool:
 
     def _revoke(self, slot: KernelSlot) -> None:
         slot.void_unstarted()
-        self._later(_SETTLE_S, lambda: self._take_back(slot))
+        self._nursery.later(_SETTLE_S, lambda: self._take_back(slot))
 
     def _take_back(self, slot: KernelSlot) -> None:
         if slot in self._slots:
@@ -290,125 +346,120 @@ class KernelPool:
         self._ticking = None
         for slot in self._slots:
             self._check(slot)
+        now = time.monotonic()
+        if now - self._looked_at >= _LIVE_S:
+            self._looked_at = now
+            self._tell_output()
         if self.busy:
             self._tick_soon()
+
+    def _on_output(self, slot: KernelSlot, data: bytes) -> None:
+        """A task prints past Python's streams: from now on its job's tasks go one by one,
+        so that the daemon knows whose text it is."""
+        job_id = slot.printed(data)
+        job = None if job_id is None else self._backlog.job(job_id)
+        if job is not None and not job.pace.alone:
+            job.pace.alone = True
+            self.revoke_all()
+
+    def _tell_output(self) -> None:
+        by_job: dict[JobId, tuple[JobBrief, list[PrintedText]]] = {}
+        for slot in self._slots:
+            found = slot.active()
+            if found is None or found.elapsed_s < _LIVE_S / 2:
+                continue
+            piece = found.given.piece
+            for stream, end, text in slot.output.news(found.run):
+                part = PrintedText(found.task, piece.round, piece.attempt, stream, end, text)
+                by_job.setdefault(piece.job, (piece.brief, []))[1].append(part)
+        for brief, printed in by_job.values():
+            self._tell(brief, printed)
 
     def _check(self, slot: KernelSlot) -> None:
         """Interrupt or kill what is to be stopped; free the neighbours of a long task."""
         if (found := slot.active()) is None:
             return
-        run, piece, elapsed = found
-        limit = piece.brief.task_timeout_s
-        if run in slot.stops:
-            self._press(slot, run, CANCELLED, slot.stops[run])
-        elif limit is not None and elapsed > limit:
-            deadline = slot.timeouts.setdefault(run, time.monotonic() + self._grace_s)
-            self._press(slot, run, TIMED_OUT, deadline)
-        elif slot.has_unstarted() and elapsed > self._long_s(self._backlog.job(piece.job)):
+        if self._stopper.check(slot, found):
+            return
+        job = self._backlog.job(found.given.piece.job)
+        if slot.has_unstarted() and found.elapsed_s > self._long_s(job):
             self._revoke(slot)
-
-    def _press(self, slot: KernelSlot, run: int, cause: int, deadline: float) -> None:
-        """SIGINT at first, SIGKILL when the time is over."""
-        state = slot.process.state
-        if (state.target, state.cause) != (run, cause):
-            state.aim(run, cause)
-            slot.process.interrupt()
-        elif time.monotonic() >= deadline:
-            log.info("killing kernel pid=%d: run %d did not stop", slot.process.pid, run)
-            slot.process.kill()
 
     # ------------------------------------------------------------ life and death
 
-    def _spawn(self) -> None:
-        if self._closing:
-            return
-        try:
-            process = KernelProcess()
-        except OSError as error:
-            self._start_failed(f"{error.strerror}")
-            return
-        slot = KernelSlot(process)
-        process.listen(
-            lambda frame, attachment: self._on_frame(slot, frame, attachment),
-            lambda death: self._on_death(slot, death),
-        )
-        self._processes.add(process)
-        process.send(self._home)
-        self._slots.append(slot)
-
     def _on_death(self, slot: KernelSlot, death: Death) -> None:
-        self._processes.discard(slot.process)
-        self._slots.remove(slot)
-        if self._closing:
-            return
-        log.warning("kernel pid=%d died: %s", slot.process.pid, death.cause)
         self._account_for(slot, death)
-        if slot.ready:
-            self._spawn()
-        else:
-            self._start_failed(f"{death.cause}; its output ends: {death.tail!r}")
+        # Its kernel's place is taken first: then what it leaves can go there.
+        asyncio.get_running_loop().call_soon(self.feed)
         self._changed(False)
-        self.feed()
 
     def _account_for(self, slot: KernelSlot, death: Death) -> None:
         """Blame the task that was running, if any; its neighbours run again."""
-        active = slot.process.state.active
-        printed = slot.process.state.last_printed(active)
-        elapsed_s = found[2] if (found := slot.active()) is not None else 0.0
-        timed_out = active in slot.timeouts
-        neighbours = []
-        for returned in slot.take_all():
-            first, piece, stopped = returned
-            if stopped and piece.count == 1 and first == active:
-                self._publish(piece, *with_last_words(endings.cancelled(piece), b"", printed))
-                continue
-            if stopped or not first <= active < first + piece.count:
-                neighbours.append(returned)
-                continue
-            at = piece.start + active - first
-            guilty = piece.part(at, at + 1)
-            if at > piece.start:
-                neighbours.append(Returned(first, piece.part(piece.start, at), False))
-            if at + 1 < piece.stop:
-                neighbours.append(Returned(active + 1, piece.part(at + 1, piece.stop), False))
-            self._ended_by_death(guilty, death, elapsed_s, timed_out, printed)
-        self._put_back(neighbours)
+        active, ran = slot.process.state.active, slot.active()
+        breach = slot.breaches[active][0] if active in slot.breaches else None
+        others, guilty = apart(slot.take_all(), active)
+        try:
+            if guilty is not None:
+                self._end_guilty(slot, guilty, death, 0.0 if ran is None else ran.elapsed_s, breach)
+        except Exception:  # no task may hang for want of words
+            log.exception("what kernel pid=%d has left is not accounted for", slot.process.pid)
+            assert guilty is not None
+            self._end_without_words(guilty.piece, death)
+        finally:  # they are to run, whatever can be said of it
+            self._put_back(others)
+
+    def _end_guilty(
+        self,
+        slot: KernelSlot,
+        guilty: Returned,
+        death: Death,
+        elapsed_s: float,
+        breach: Breach | None,
+    ) -> None:
+        words = slot.output.last_words(guilty.first_run)
+        if not guilty.stopped:
+            self._ended_by_death(guilty.piece, death, elapsed_s, breach, words)
+        elif guilty.silently:
+            self._drop(guilty.piece)
+        else:
+            self._publish(guilty.piece, *words.added_to(endings.cancelled(guilty.piece), b""))
+
+    def _end_without_words(self, piece: Piece, death: Death) -> None:
+        """Count the death, or if not even that is possible, leave the task to the leader: it
+        gives tasks that nobody holds to somebody."""
+        try:
+            bare = Death(death.returncode, "")
+            self._publish(piece, *endings.crashed(piece, bare, self._home.worker, 0.0))
+        except Exception:
+            log.exception("job=%s task=%d is left to the leader", piece.job, piece.start)
+            self._drop(piece)
 
     def _ended_by_death(
-        self, piece: Piece, death: Death, elapsed_s: float, timed_out: bool, printed: bytes
+        self,
+        piece: Piece,
+        death: Death,
+        elapsed_s: float,
+        breach: Breach | None,
+        words: LastWords,
     ) -> None:
         log.warning(
             "job=%s task=%d attempt=%d ended its kernel: %s",
             piece.job,
             piece.start,
             piece.attempt,
-            "out of time" if timed_out else death.cause,
+            death.cause if breach is None else "it had broken a limit",
         )
-        limit = piece.timed_out_after_s or piece.brief.task_timeout_s or 0.0
-        if timed_out and self._inputs.may_retry(piece.brief):
+        if breach is not None and self._inputs.may_retry(piece.brief):
             # Only a kernel may unpickle the policy, so a fresh one is asked.
-            self._backlog.give_back(replace(piece, timed_out_after_s=limit))
-        elif timed_out or piece.timed_out_after_s is not None:
-            self._publish(piece, *with_last_words(*endings.timed_out(piece, limit), printed))
+            told = msgspec.structs.replace(breach, tail=death.tail, ran_s=elapsed_s)
+            self._backlog.give_back(replace(piece, breach=told, words=words))
+            return
+        breach = breach or piece.breach
+        if breach is not None:
+            ended = endings.stopped(piece, breach, self._home.worker, breach.tail or death.tail)
         else:
-            crashed = endings.crashed(piece, death, self._home.worker, elapsed_s)
-            self._publish(piece, *with_last_words(*crashed, printed))
-
-    def _start_failed(self, cause: str) -> None:
-        self._failed_starts += 1
-        delay = min(_LAST_RESPAWN_S, _FIRST_RESPAWN_S * 2 ** min(self._failed_starts - 1, 10))
-        log.error("a kernel does not start (%s); trying again in %.1f s", cause, delay)
-        self._later(delay, self._spawn)
-
-    def _later(self, delay_s: float, call: Callable[[], None]) -> None:
-        """`loop.call_later`, remembered so that `stop` can cancel it."""
-
-        def run() -> None:
-            self._timers.discard(timer)
-            call()
-
-        timer = asyncio.get_running_loop().call_later(delay_s, run)
-        self._timers.add(timer)
+            ended = endings.crashed(piece, death, self._home.worker, elapsed_s)
+        self._publish(piece, *(piece.words or words).added_to(*ended))
 
 
 def _with_history(outcome: Outcome, piece: Piece) -> Outcome:

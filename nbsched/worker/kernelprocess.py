@@ -10,22 +10,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import cast
 
 from nbsched.kernel import protocol, sharedstate
 from nbsched.kernel.protocol import Frame, FromKernel
 from nbsched.kernel.sharedstate import SharedState
-from nbsched.worker.deaths import Death, oom_kills
+from nbsched.worker.deaths import Death
+from nbsched.worker.oomkills import memory_limit, oom_kills
 
 log = logging.getLogger(__name__)
 
 _TAIL_BYTES = 2048
+_PIPE_BYTES = 64 * 1024
+_READ_NOW_BYTES = 1024 * 1024
+"""At most so much in one go: whoever writes without end must not stop the daemon."""
 _LAST_WORDS_S = 2.0
 """How long to wait for what a dead kernel had written; it is there at once unless
 something that the task started still holds the other end."""
@@ -37,33 +43,37 @@ class KernelProcess:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._oom_kills = oom_kills()
+        # A process's peak counts from that of its parent: they share memory until exec.
+        self._floor = _peak_bytes(resource.getrusage(resource.RUSAGE_SELF))
+        self._peak = 0
         self._killed = False
         self._unsent: list[bytes] = []
-        memory = sharedstate.create()
-        self.state = SharedState(memory)
-        ours, theirs = socket.socketpair()
-        lifeline, self._lifeline = os.pipe()
-        output, output_of_kernel = os.pipe()
-        try:
-            self._process = _start(theirs.fileno(), memory, lifeline, output_of_kernel)
-        except OSError:
-            ours.close()
-            os.close(self._lifeline)
-            os.close(output)
-            raise
-        finally:
-            theirs.close()
-            for fd in (memory, lifeline, output_of_kernel):
-                os.close(fd)
+        with ExitStack() as ours, ExitStack() as theirs:
+            memory = _kept(sharedstate.create(), theirs)
+            self.state = SharedState(memory)
+            ours.callback(self.state.close)
+            connection, connection_of_kernel = socket.socketpair()
+            ours.enter_context(connection)
+            theirs.enter_context(connection_of_kernel)
+            lifeline, self._lifeline = _pipe(theirs, ours)
+            output, output_of_kernel = _pipe(ours, theirs)
+            handed = (connection_of_kernel.fileno(), memory, lifeline)
+            self._process = _start(handed, output_of_kernel)
+            ours.pop_all()  # `_live` closes them
         self._socket = _Connection()
         self._output = _Output()
-        self._life = asyncio.create_task(self._live(ours, output), name=f"kernel-{self.pid}")
+        self._life = asyncio.create_task(self._live(connection, output), name=f"kernel-{self.pid}")
 
     def listen(
-        self, on_frame: Callable[[FromKernel, bytes], None], on_death: Callable[[Death], None]
+        self,
+        on_frame: Callable[[FromKernel, bytes], None],
+        on_output: Callable[[bytes], None],
+        on_death: Callable[[Death], None],
     ) -> None:
-        """Say, right after its start, who gets what it sends, and (once) its end."""
+        """Say, right after its start, who gets what it sends, what it writes past Python's
+        streams, and (once) its end."""
         self._socket.on_frame = on_frame
+        self._output.on_output = on_output
         self._on_death = on_death
 
     @property
@@ -76,6 +86,11 @@ class KernelProcess:
         if attachment:
             self._write(attachment)
 
+    def read_output(self) -> None:
+        """Take in at once what it has written so far: it was there before the frame that
+        came last."""
+        self._output.read_now()
+
     def interrupt(self) -> None:
         """SIGINT, to the kernel alone. Aim with the shared state first."""
         if self._process.returncode is None:
@@ -85,6 +100,9 @@ class KernelProcess:
     def kill(self) -> None:
         """SIGKILL, to it and to what its tasks started in its session."""
         self._killed = True
+        self._end()
+
+    def _end(self) -> None:
         if self._process.returncode is None:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
@@ -109,6 +127,9 @@ class KernelProcess:
             self.kill()
         try:
             await _dead(self._process)
+        except OSError:  # no descriptor is left for that
+            log.exception("kernel pid=%d cannot be watched, and is killed", self.pid)
+            self.kill()
         finally:
             self._bury()
         last_words = [end.closed for end in (self._socket, self._output) if end.transport]
@@ -117,17 +138,28 @@ class KernelProcess:
         self._close()
         code = self._process.returncode
         assert code is not None, "it is dead and reaped"
-        grown = oom_kills() > self._oom_kills
-        printed = self.state.last_printed(self.state.active).decode(errors="replace")
-        tail = printed + self._output.tail()
-        self._on_death(Death(code, tail, grown and not self._killed))
-        self.state.close()
+        tail = self.state.last_words(self.state.active) + self._output.tail()
+        try:
+            self._on_death(self._death(code, tail))
+        except Exception:  # nobody awaits this task before the daemon's end
+            log.exception("the end of kernel pid=%d was not taken in", self.pid)
+        finally:
+            self.state.close()
+
+    def _death(self, code: int, tail: str) -> Death:
+        death = Death(code, tail, peak_bytes=self._peak, peak_is_bound=self._peak <= self._floor)
+        if code != -signal.SIGKILL or self._killed:
+            return death
+        struck = oom_kills() > self._oom_kills
+        return replace(death, out_of_memory=struck, memory_limit=memory_limit())
 
     async def _connect(self, ours: socket.socket, output: int) -> None:
+        self._output.fd = output
         pipe = os.fdopen(output, "rb", 0)
         await self._loop.create_unix_connection(lambda: self._socket, sock=ours)
-        # A kernel that hangs up without dying (a task may close anything) is of no use.
-        self._socket.closed.add_done_callback(lambda _: self.kill())
+        # A kernel that hangs up without dying (a task may close anything) is of no use. One
+        # that was killed hangs up too, so that says nothing of who did it.
+        self._socket.closed.add_done_callback(lambda _: self._end())
         await self._loop.connect_read_pipe(lambda: self._output, pipe)
         for data in self._unsent:
             self._write(data)
@@ -140,7 +172,13 @@ class KernelProcess:
         """
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
-        self._process.wait()
+        try:
+            _, status, usage = os.wait4(self.pid, 0)
+        except ChildProcessError:  # it was reaped where there is no way to look first
+            self._process.wait()
+            return
+        self._process.returncode = os.waitstatus_to_exitcode(status)
+        self._peak = _peak_bytes(usage)
 
     def _close(self) -> None:
         os.close(self._lifeline)
@@ -149,8 +187,19 @@ class KernelProcess:
                 transport.close()
 
 
-def _start(connection: int, memory: int, lifeline: int, output: int) -> subprocess.Popen[bytes]:
-    handed = (connection, memory, lifeline)
+def _kept(fd: int, by: ExitStack) -> int:
+    by.callback(os.close, fd)
+    return fd
+
+
+def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:
+    """Its ends, each kept by who is to have it."""
+    read, write = os.pipe()
+    return _kept(read, reader), _kept(write, writer)
+
+
+def _start(handed: tuple[int, int, int], output: int) -> subprocess.Popen[bytes]:
+    """``handed`` are its socket, its shared memory and its lifeline."""
     command = [sys.executable, "-m", "nbsched.kernel", str(os.getpid()), *map(str, handed)]
     return subprocess.Popen(
         command,
@@ -163,6 +212,10 @@ def _start(connection: int, memory: int, lifeline: int, output: int) -> subproce
         start_new_session=True,
         env=_environment(),
     )
+
+
+def _peak_bytes(usage: resource.struct_rusage) -> int:
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _environment() -> dict[str, str]:
@@ -217,9 +270,12 @@ class _Connection(asyncio.Protocol):
 
 
 class _Output(asyncio.Protocol):
-    """The end of what a kernel writes to stdout and stderr; the rest is thrown away."""
+    """What a kernel writes to its descriptors; the end of it is kept here."""
+
+    on_output: Callable[[bytes], None]
 
     def __init__(self) -> None:
+        self.fd = -1
         self.transport: asyncio.BaseTransport | None = None
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._last = b""
@@ -229,6 +285,16 @@ class _Output(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._last = (self._last + data)[-_TAIL_BYTES:]
+        self.on_output(data)
+
+    def read_now(self) -> None:
+        if self.transport is None or self.closed.done():
+            return
+        with suppress(OSError):  # nothing more is there
+            for _ in range(_READ_NOW_BYTES // _PIPE_BYTES):
+                if not (data := os.read(self.fd, _PIPE_BYTES)):
+                    return
+                self.data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         _resolve(self.closed)

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
-from nbsched.indexset import IndexSet
-from nbsched.kernel.protocol import DropBlock, DropJob, RunTasks, TakeBlock, TakeJob
+from nbsched.indexset import IndexSet, Range
+from nbsched.kernel.protocol import Breach, DropBlock, DropJob, RunTasks, TakeBlock, TakeJob
 from nbsched.messages import Held
 from nbsched.model import JobId, TaskRange
 from nbsched.worker.backlog import Piece
 from nbsched.worker.inputs import FileSource, Input, Source
 from nbsched.worker.kernelprocess import KernelProcess
+from nbsched.worker.output import KernelOutput
 
 _BLOCKS_BYTES = 64 * 1024 * 1024
 """What a kernel may keep of blocks; the last one may be larger."""
@@ -42,12 +43,46 @@ class HandOver:
         return self.piece.part(start, start + count)
 
 
+class Active(NamedTuple):
+    """What runs in a kernel, and for how many seconds (so far 0 while the callable is still
+    being unpickled)."""
+
+    run: int
+    given: HandOver
+    elapsed_s: float
+
+    @property
+    def task(self) -> int:
+        """Its index."""
+        return self.given.piece.start + self.run - self.given.first_run
+
+
 class Returned(NamedTuple):
-    """Tasks that a kernel did not run. ``stopped``: they were to be cancelled."""
+    """Tasks that a kernel did not run. ``stopped``: they were to be cancelled, and if
+    ``silently``, nothing is to be said of that."""
 
     first_run: int
     piece: Piece
-    stopped: bool
+    stopped: bool = False
+    silently: bool = False
+
+
+def apart(left: Sequence[Returned], run: int) -> tuple[list[Returned], Returned | None]:
+    """Take one run out of what a kernel has left: the others, and that one if it is there."""
+    others: list[Returned] = []
+    found = None
+    for given in left:
+        first, piece, stopped, silently = given
+        if not first <= run < first + piece.count:
+            others.append(given)
+            continue
+        at = piece.start + run - first
+        found = Returned(run, piece.part(at, at + 1), stopped, silently)
+        if at > piece.start:
+            others.append(Returned(first, piece.part(piece.start, at), stopped, silently))
+        if at + 1 < piece.stop:
+            others.append(Returned(run + 1, piece.part(at + 1, piece.stop), stopped, silently))
+    return others, found
 
 
 class KernelSlot:
@@ -55,15 +90,22 @@ class KernelSlot:
 
     def __init__(self, process: KernelProcess) -> None:
         self.process = process
+        self.output = KernelOutput(process.state)
         self.ready = False
+        self.answered = False
+        """It has done something for a task."""
         self.hand_overs: list[HandOver] = []
         self.stops: dict[int, float] = {}
         """Runs to be cancelled: the monotonic time at which the kernel is killed."""
-        self.timeouts: dict[int, float] = {}
-        """Runs that are out of time, likewise."""
+        self.silenced: set[int] = set()
+        """Those of which nobody wants to hear."""
+        self.breaches: dict[int, tuple[Breach, float]] = {}
+        """Runs that have broken a limit, likewise."""
         self._next_run = 1
         self._void_below = 0
         self._jobs: set[JobId] = set()
+        self._leaving: set[JobId] = set()
+        """Those of them to be dropped when the kernel does not work on them any more."""
         self._blocks: OrderedDict[tuple[JobId, int], int] = OrderedDict()
 
     @property
@@ -76,6 +118,7 @@ class KernelSlot:
         """Hand over the tasks of ``piece``, whose items are in the block of ``given``."""
         first_run = self._next_run
         self._next_run += piece.count
+        self._leaving.discard(piece.job)
         if piece.job not in self._jobs:
             self._jobs.add(piece.job)
             self._send_job(piece, given.function)
@@ -92,7 +135,9 @@ class KernelSlot:
                 attempt=piece.attempt,
                 first_started_at=piece.first_started_at,
                 task_timeout_s=piece.brief.task_timeout_s,
-                timed_out_after_s=piece.timed_out_after_s,
+                memory_bytes=piece.brief.memory_bytes,
+                breach=piece.breach,
+                past=piece.past,
             )
         )
         runs = IndexSet([(first_run, self._next_run)])
@@ -121,9 +166,14 @@ class KernelSlot:
             self.process.send(TakeBlock(job, block), data)
 
     def forget(self, job: JobId) -> None:
-        """Drop what the kernel keeps of a job, unless it still works on it."""
-        if job in self._jobs and not any(given.piece.job == job for given in self.hand_overs):
+        """Drop what the kernel keeps of a job; when it still works on it, after that."""
+        if job not in self._jobs:
+            return
+        if any(given.piece.job == job for given in self.hand_overs):
+            self._leaving.add(job)
+        else:
             self._jobs.discard(job)
+            self._leaving.discard(job)
             for key in [key for key in self._blocks if key[0] == job]:
                 del self._blocks[key]
             self.process.send(DropJob(job))
@@ -135,6 +185,7 @@ class KernelSlot:
         given = self.find(first_run)
         if given is None or not given.unanswered.remove(first_run, first_run + count):
             return None
+        self.answered = True
         self._settle(first_run, first_run + count)
         return given, not given.unanswered
 
@@ -165,16 +216,23 @@ class KernelSlot:
 
     def _split(self, given: HandOver, first: int, last: int) -> Iterator[Returned]:
         """Ranges of runs, those that are to be cancelled apart."""
-        for stopped, runs in groupby(range(first, last), key=self.stops.__contains__):
+        for how, runs in groupby(range(first, last), key=self._stopped):
             numbers = list(runs)
-            yield Returned(numbers[0], given.part(numbers[0], len(numbers)), stopped)
+            yield Returned(numbers[0], given.part(numbers[0], len(numbers)), *how)
+
+    def _stopped(self, run: int) -> tuple[bool, bool]:
+        return run in self.stops, run in self.silenced
 
     def _settle(self, low: int, high: int) -> None:
         """Forget the deadlines of answered runs, and hand-overs that are complete."""
-        for deadlines in (self.stops, self.timeouts):
-            for run in [run for run in deadlines if low <= run < high]:
-                del deadlines[run]
+        for run in [run for run in self.stops if low <= run < high]:
+            del self.stops[run]
+            self.silenced.discard(run)
+        for run in [run for run in self.breaches if low <= run < high]:
+            del self.breaches[run]
         self.hand_overs = [given for given in self.hand_overs if given.unanswered]
+        for job in list(self._leaving):
+            self.forget(job)
 
     # ------------------------------------------------------------ looking
 
@@ -187,15 +245,24 @@ class KernelSlot:
 
     def runs_of(self, job: JobId, named: TaskRange) -> list[int]:
         """Unanswered runs of these tasks, of this round or an earlier one."""
-        runs: list[int] = []
+        found = self._unanswered(job, named)
+        return [run for _, first, last in found for run in range(first, last)]
+
+    def tasks_of(self, job: JobId, named: TaskRange) -> list[Range]:
+        """The tasks of those runs."""
+        return [
+            (first - shift, last - shift) for shift, first, last in self._unanswered(job, named)
+        ]
+
+    def _unanswered(self, job: JobId, named: TaskRange) -> Iterator[tuple[int, int, int]]:
+        """Ranges of runs, each behind what is to be taken off a run for its task."""
         for given in self.hand_overs:
             piece = given.piece
             if piece.job == job and piece.round <= named.round:
                 shift = given.first_run - piece.start
                 low, high = max(piece.start, named.start), min(piece.stop, named.stop)
                 for first, last in given.unanswered.intersection(low + shift, high + shift):
-                    runs += range(first, last)
-        return runs
+                    yield shift, first, last
 
     def has_unstarted(self) -> bool:
         """Whether the kernel holds tasks behind the one that it is at."""
@@ -204,24 +271,31 @@ class KernelSlot:
             given.unanswered.intersection(touched + 1, self._next_run) for given in self.hand_overs
         )
 
-    def active(self) -> tuple[int, Piece, float] | None:
-        """What runs: its run number, the task, and for how many seconds (so far 0 while
-        the callable is still being unpickled)."""
+    def active(self) -> Active | None:
         run = self.process.state.active
         started_ns = self.process.state.started_ns
         given = self.find(run) if run else None
         if given is None or run not in given.unanswered:
             return None
         elapsed = (time.monotonic_ns() - started_ns) * 1e-9 if started_ns else 0.0
-        return run, given.part(run, 1), max(0.0, elapsed)
+        return Active(run, given, max(0.0, elapsed))
+
+    def printed(self, data: bytes) -> JobId | None:
+        """Text came through the pipe: the job whose task is at work, if one is."""
+        run = self.process.state.active or self.process.state.touched
+        given = self.find(run)
+        if given is None or run not in given.unanswered:
+            return None
+        self.output.came(run, data)
+        return given.piece.job
 
     def in_long_task(self, seconds: float) -> bool:
         found = self.active()
-        return found is not None and found[2] > seconds
+        return found is not None and found.elapsed_s > seconds
 
     def running(self) -> Held | None:
         """What runs, as the report names it."""
         if (found := self.active()) is None:
             return None
-        _, piece, elapsed = found
-        return Held(piece.job, piece.start, piece.stop, piece.round, piece.attempt, elapsed)
+        piece, index = found.given.piece, found.task
+        return Held(piece.job, index, index + 1, piece.round, piece.attempt, found.elapsed_s)

@@ -25,12 +25,14 @@ class Pace:
     def __init__(self, fixed: int | None = None) -> None:
         self._fixed = fixed
         self._chunk = 1
+        self.alone = False
+        """Its tasks go one by one: what they print past Python must find its task."""
         self.task_s: float | None = None
         """Seconds per task, or None before the first one has ended."""
 
     def keeps_spare(self, queued: int, slots: int) -> bool:
         """Whether a hand-over should wait in a kernel that is busy with another."""
-        if self.task_s is None:
+        if self.task_s is None or self.alone:
             return False
         return self.task_s < (MEDIUM_S if queued > 2 * slots else SHORT_S)
 
@@ -49,6 +51,8 @@ class Pace:
 
     def chunk(self, queued: int, slots: int) -> int:
         """Tasks for the next hand-over, when ``queued`` wait for ``slots`` kernels."""
+        if self.alone:
+            return 1
         if self._fixed is not None:
             return max(1, self._fixed)
         share = -(-queued // max(1, slots))  # the last tasks are for all kernels

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from nbsched.errors import ConnectError
-from nbsched.messages import WorkerReport
+from nbsched.messages import Held, WorkerReport
 from nbsched.names import Names
 from nbsched.payload.envelope import Kind
 from nbsched.transport import Bus
@@ -29,18 +29,26 @@ _Essence = frozenset[tuple[str, int, int]]
 
 
 class Reporter:
-    """Publishes what ``make_report`` says."""
+    """Publishes what ``make_report`` says; ``running`` are the running tasks in it."""
 
     def __init__(
-        self, names: Names, wire: Wire, bus: Bus, make_report: Callable[[], WorkerReport]
+        self,
+        names: Names,
+        wire: Wire,
+        bus: Bus,
+        make_report: Callable[[], WorkerReport],
+        running: Callable[[], Iterable[Held]],
     ) -> None:
         self._names = names
         self._wire = wire
         self._bus = bus
         self._make_report = make_report
-        self._changed = asyncio.Event()
-        self._urgent = asyncio.Event()
+        self._running = running
+        self._changed = False
+        self._urgent = False
+        self._bell = asyncio.Event()
         self._told: _Essence = frozenset()
+        self._told_held = False
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -48,16 +56,17 @@ class Reporter:
 
     def changed(self, urgent: bool = False) -> None:
         """The next report would differ. ``urgent``: do not wait for the interval."""
-        self._changed.set()
-        if urgent:
-            self._urgent.set()
+        if urgent or not self._changed:  # a change that is known already only waits
+            self._bell.set()
+        self._changed = True
+        self._urgent = self._urgent or urgent
 
     async def report(self) -> None:
         """Publish a report now. Never raises: the next one follows soon."""
-        self._changed.clear()
-        self._urgent.clear()
+        self._changed = self._urgent = False
         report = self._make_report()
-        self._told = _essence(report)
+        self._told = _essence(held for held in report.held if held.running_for_s is not None)
+        self._told_held = bool(report.held)
         data = self._wire.seal(Kind.REPORT, report, report.term)
         try:
             await self._bus.publish(self._names.reports, data)
@@ -81,35 +90,28 @@ class Reporter:
 
     async def _until_due(self, sent_at: float) -> None:
         """Wait until something new may be told, or the heartbeat is due."""
-        while not self._urgent.is_set():
+        while not self._urgent:
             elapsed = time.monotonic() - sent_at
             if elapsed >= _HEARTBEAT_S:
                 return
-            report = self._make_report()
-            now = _essence(report)
-            news = now != self._told or self._changed.is_set()
+            now = _essence(self._running())
+            news = now != self._told or self._changed
             begins = bool(now) and not self._told
             if news and (begins or elapsed >= _INTERVAL_S):
                 return
-            look_s = _LOOK_S if report.held or news else _HEARTBEAT_S - elapsed
-            await _first_set(self._urgent, self._changed, timeout_s=look_s)
+            look_s = _LOOK_S if self._told_held or news else _HEARTBEAT_S - elapsed
+            await self._rung(look_s)
+
+    async def _rung(self, timeout_s: float) -> None:
+        """Wait until the bell is rung, or for the time."""
+        timer = asyncio.get_running_loop().call_later(timeout_s, self._bell.set)
+        try:
+            await self._bell.wait()
+        finally:
+            timer.cancel()
+        self._bell.clear()
 
 
-def _essence(report: WorkerReport) -> _Essence:
+def _essence(running: Iterable[Held]) -> _Essence:
     """Which tasks run, by job, index and round."""
-    return frozenset(
-        (held.job, held.start, held.round) for held in report.held if held.running_for_s is not None
-    )
-
-
-async def _first_set(urgent: asyncio.Event, changed: asyncio.Event, timeout_s: float) -> None:
-    """Wait for an event, or for the time. A change that is known already only waits."""
-    waits = [asyncio.ensure_future(urgent.wait())]
-    if not changed.is_set():
-        waits.append(asyncio.ensure_future(changed.wait()))
-    try:
-        await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()
-        await asyncio.gather(*waits, return_exceptions=True)
+    return frozenset((held.job, held.start, held.round) for held in running)

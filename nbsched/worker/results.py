@@ -18,6 +18,7 @@ import secrets
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from nbsched import messages
 from nbsched.errors import ConnectError
@@ -34,7 +35,17 @@ GAP_S = 0.02
 _IN_FLIGHT = 4
 """Messages per job that wait for their acknowledgement; what comes meanwhile gathers."""
 _META_BYTES = 32 * 1024
+"""Of outcomes in the header of a message: there it is text, a third larger, and JetStream
+takes 64 KiB."""
 _TRY_AGAIN_S = 1.0
+
+
+class _Waiting(NamedTuple):
+    """An outcome, its bytes, and how many bytes it takes in a message's header."""
+
+    outcome: Outcome
+    body: bytes
+    meta_bytes: int
 
 
 @dataclass
@@ -42,7 +53,7 @@ class _Outgoing:
     """Outcomes of one job."""
 
     client: ClientId
-    waiting: deque[tuple[Outcome, bytes]] = field(default_factory=deque)
+    waiting: deque[_Waiting] = field(default_factory=deque)
     waiting_bytes: int = 0
     in_flight: int = 0
     sent_at: float = 0.0
@@ -55,8 +66,9 @@ class ResultPublisher:
     """Appends outcomes to the results log.
 
     ``on_acknowledged`` gets the outcomes that are in the log now; ``on_room`` is
-    called when a log that was full takes outcomes again; ``more_follows`` says whether
-    more outcomes of a job will come without anything new from the leader.
+    called when the log is found to be full, and when it takes outcomes again;
+    ``more_follows`` says whether more outcomes of a job will come without anything new
+    from the leader.
     """
 
     def __init__(
@@ -83,6 +95,8 @@ class ResultPublisher:
         self._jobs: dict[JobId, _Outgoing] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._refused = 0
+        self.trouble = ""
+        """Why outcomes wait, for people; empty when they do not."""
         self.last_sequence = 0
         """Highest sequence number that one of our outcomes got."""
         self.pending_bytes = 0
@@ -96,7 +110,8 @@ class ResultPublisher:
     def add(self, job: JobId, client: ClientId, outcome: Outcome, body: bytes) -> None:
         """Publish an outcome with its bytes."""
         outgoing = self._jobs.setdefault(job, _Outgoing(client))
-        outgoing.waiting.append((outcome, body))
+        # Counted, not guessed: the server refuses a message with a larger header for ever.
+        outgoing.waiting.append(_Waiting(outcome, body, len(messages.encode(outcome))))
         outgoing.waiting_bytes += len(body)
         self.pending_bytes += len(body)
         self._plan(job, outgoing)
@@ -152,12 +167,13 @@ class ResultPublisher:
         batch: list[tuple[Outcome, bytes]] = []
         body_bytes = meta_bytes = 0
         while outgoing.waiting:
-            outcome, body = outgoing.waiting[0]
+            outcome, body, nbytes = outgoing.waiting[0]
             body_bytes += len(body)
-            meta_bytes += 64 + 5 * len(outcome.sizes)
+            meta_bytes += nbytes
             if batch and (body_bytes > self._limit or meta_bytes > _META_BYTES):
                 break
-            batch.append(outgoing.waiting.popleft())
+            outgoing.waiting.popleft()
+            batch.append((outcome, body))
             outgoing.waiting_bytes -= len(body)
         return batch
 
@@ -219,9 +235,11 @@ class ResultPublisher:
                     return await self._bus.append(subject, header, data)
                 except LogFullError as error:
                     log.error("the results log is full, work pauses: %s", error)
+                    self.trouble = error.in_short("results")
                     if not refused:
                         refused = True
                         self._refused += 1
+                        self._on_room()
                 except ConnectError as error:
                     log.warning("outcomes cannot be published, trying again: %s", error)
                 except Exception:  # whatever it is, an outcome is not to be lost by it
@@ -231,4 +249,5 @@ class ResultPublisher:
             if refused:
                 self._refused -= 1
                 if not self._refused:
+                    self.trouble = ""
                     self._on_room()

@@ -26,6 +26,7 @@ from nbsched.messages import (
     BlockRef,
     Command,
     ForgetJob,
+    Held,
     Outcome,
     Recalled,
     RecallTasks,
@@ -37,8 +38,9 @@ from nbsched.messages import (
 from nbsched.model import JobId, Term, WorkerRecord
 from nbsched.names import Names
 from nbsched.payload.envelope import Key, Kind
+from nbsched.payload.sharedfolder import SharedFolder
 from nbsched.settings import Settings
-from nbsched.storage import Store
+from nbsched.storage import Lease, Store
 from nbsched.transport import Bus, Message, Subscription
 from nbsched.wire import Wire
 from nbsched.worker import endings
@@ -46,8 +48,10 @@ from nbsched.worker.backlog import Backlog, Piece
 from nbsched.worker.hostmemory import host_memory
 from nbsched.worker.inputs import InputCache
 from nbsched.worker.kernelpool import KernelPool
+from nbsched.worker.liveoutput import LiveOutput
 from nbsched.worker.reporter import Reporter
 from nbsched.worker.results import ResultPublisher
+from nbsched.worker.trust import Trust
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +85,8 @@ class WorkerService:
         self._progress = asyncio.Event()
         self._subscription: Subscription | None = None
         self._backlog = Backlog()
-        self._reporter = Reporter(names, self._wire, bus, self._report)
+        self._trust = Trust(self._feed)
+        self._reporter = Reporter(names, self._wire, bus, self._report, self._running)
         self._inputs = InputCache(names, key, bus, store, self._feed, self._input_missing)
         self._results = ResultPublisher(
             record.id,
@@ -91,16 +96,24 @@ class WorkerService:
             settings.message_bytes,
             lambda: self._term,
             self._acknowledged,
-            self._feed,
+            self._room_changed,
             self._more_follows,
         )
+        folder = SharedFolder.of(settings.shared_folder, names.namespace, key.id)
+        self._live_output = LiveOutput(record.id, names, self._wire, bus)
         self._pool = KernelPool(
-            Hello(record.id, record.host, settings.max_result_bytes, settings.shared_folder),
+            Hello(
+                record.id,
+                record.host,
+                settings.max_result_bytes,
+                None if folder is None else folder.path,
+            ),
             cpus,
             settings.cancel_grace_s,
             self._backlog,
             self._inputs,
             self._publish,
+            self._live_output.tell,
             self._changed,
             self._paused,
         )
@@ -113,6 +126,20 @@ class WorkerService:
         self._subscription = await self._bus.subscribe(subject, self._on_message)
         self._pool.start()
         self._reporter.start()
+
+    def serve_under(self, lease: Lease) -> None:
+        """Hand over tasks from now on only while this lease is trusted. To be called before the
+        leader can know of it: what waits here is of an earlier one, and given to others."""
+        self._backlog.drop_queued()
+        self._trust.rest_on(lease)
+        self._feed()
+
+    def disowned(self) -> None:
+        """The lease is gone: what has not begun is not this worker's any more."""
+        self._trust.lose()
+        self._backlog.drop_queued()
+        self._pool.revoke_all()
+        self._changed(False)
 
     async def drain(self, timeout_s: float | None) -> None:
         """Take no new work, finish what runs, hand back the rest. Returns when nothing
@@ -135,7 +162,9 @@ class WorkerService:
             with suppress(ConnectError):
                 await self._subscription.close()
             self._subscription = None
+        self._trust.close()
         await self._pool.stop()
+        await self._live_output.close()
         await self._inputs.close()
         await self._results.close()
         await self._reporter.close()
@@ -148,6 +177,16 @@ class WorkerService:
     def kernel_pids(self) -> list[int]:
         """Process ids of the kernels, for people and tests."""
         return self._pool.pids()
+
+    @property
+    def term(self) -> Term:
+        """The highest term that it knows."""
+        return self._term
+
+    def forget_terms(self) -> None:
+        """The store that counts terms has lost its data, and counts from the beginning."""
+        self._term = Term(0)
+        self._seen = IndexSet()
 
     def observe_term(self, term: Term) -> None:
         """There is a leader of this term: older ones are not obeyed any more."""
@@ -229,9 +268,10 @@ class WorkerService:
             log.warning("inline input of job=%s is ignored: %s", command.brief.job, error)
 
     def _stop_tasks(self, command: StopTasks) -> None:
+        silently = command.silently
         for piece in self._backlog.stop(command.job, command.ranges):
-            self._pool.cancel(piece)
-        self._pool.stop_tasks(command.job, command.ranges, command.grace_s)
+            self._pool.cancel(piece, silently=silently)
+        self._pool.stop_tasks(command.job, command.ranges, command.grace_s, silently=silently)
 
     # ------------------------------------------------------------ between the parts
 
@@ -240,11 +280,17 @@ class WorkerService:
             self._backlog.drop_queued()
         self._pool.feed()
 
+    def _room_changed(self) -> None:
+        """The results log is full, or is so no more."""
+        self._changed(False)
+        self._feed()
+
     def _more_follows(self, job: JobId) -> bool:
         return self._backlog.has_queued(job) or self._pool.works_on(job)
 
     def _paused(self) -> bool:
-        return self._draining or self._results.full or self._results.pending_bytes > _PENDING_BYTES
+        crowded = self._results.full or self._results.pending_bytes > _PENDING_BYTES
+        return self._draining or crowded or not self._trust.holds()
 
     def _publish(self, piece: Piece, outcome: Outcome, body: bytes) -> None:
         self._results.add(piece.job, piece.brief.client, outcome, body)
@@ -266,6 +312,9 @@ class WorkerService:
                 task = lost.part(index, index + 1)
                 self._publish(task, *endings.unreadable(task, self._id, self._host, reason))
 
+    def _running(self) -> list[Held]:
+        return self._backlog.still_held(self._pool.running())
+
     def _report(self) -> WorkerReport:
         seen = list(self._seen.ranges())
         memory_used_bytes, memory_bytes = host_memory()
@@ -279,4 +328,5 @@ class WorkerService:
             draining=self._draining,
             memory_used_bytes=memory_used_bytes,
             memory_bytes=memory_bytes,
+            trouble=self._results.trouble,
         )

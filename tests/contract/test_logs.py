@@ -9,7 +9,7 @@ from contextlib import aclosing
 import pytest
 
 from nbsched.errors import BusUnreachableError
-from nbsched.transport import LogEntry
+from nbsched.transport import LogEntry, LogLostError
 from support.buses import Place, place, replay, run, take
 
 __all__ = ["place"]
@@ -55,6 +55,21 @@ def test_a_log_is_read_behind_a_sequence_number(place: Place) -> None:
             await place.fill(bus, 10)
             async with aclosing(bus.read(place.log, place.subject(">"), after=7)) as reader:
                 assert [entry.sequence for entry in await take(reader, 3)] == [8, 9, 10]
+
+    run(test())
+
+
+def test_a_position_behind_the_end_of_a_log_was_in_one_that_is_lost(place: Place) -> None:
+    async def test() -> None:
+        async with place.bus_with_log() as bus:
+            await place.fill(bus, 3)
+            async with aclosing(bus.read(place.log, place.subject(">"), after=4)) as reader:
+                with pytest.raises(LogLostError, match="up to 4 and ends at 3"):
+                    await take(reader, 1)
+            async with aclosing(bus.read(place.log, place.subject(">"), after=3)) as reader:
+                reading = asyncio.ensure_future(take(reader, 1))
+                await place.fill(bus, 1)
+                assert [entry.sequence for entry in await reading] == [4]
 
     run(test())
 
@@ -254,5 +269,20 @@ def test_a_cancelled_reader_and_a_cancelled_append_let_go_at_once(place: Place) 
                     await waiting
                 assert waiting.cancelled()
             assert await bus.append(place.subject("a"), b"h", b"d") == 1
+
+    run(test())
+
+
+def test_the_subjects_that_have_entries_are_known(place: Place) -> None:
+    async def test() -> None:
+        async with place.bus_with_log() as bus:
+            for name in ("a.1", "a.2", "b.1"):
+                await place.fill(bus, 3, name)
+            names = {place.subject(name) for name in ("a.1", "a.2")}
+            assert await bus.subjects(place.log, place.subject("a.*")) == names
+            await bus.purge(place.log, place.subject("a.1"))
+            await bus.purge(place.log, place.subject("b.>"))
+            assert await bus.subjects(place.log, place.subject(">")) == {place.subject("a.2")}
+            assert await bus.subjects(place.log, place.subject("c")) == set()
 
     run(test())

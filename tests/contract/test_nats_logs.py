@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import shutil
 import time
 from contextlib import aclosing
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from nats.aio.msg import Msg
 
-from nbsched.transport import LogFullError, appender, logreader
+from nbsched.transport import LogFullError, LogLostError, appender, logreader
 from nbsched.transport import jetstream as jetstream_module
 from nbsched.transport.nats import NatsBus
 from support.buses import (
@@ -50,6 +51,34 @@ def test_a_reader_goes_on_after_the_server_was_killed(private_nats: NatsServer) 
                 entries += await asyncio.wait_for(reading, 3.0)  # not only when silence alarms
             assert [entry.data for entry in entries] == [b"%d" % i for i in range(200)]
             assert [entry.sequence for entry in entries] == list(range(1, 201))
+
+    run(test())
+
+
+def test_a_reader_says_when_the_log_comes_back_without_its_end(
+    private_nats: NatsServer, tmp_path: Path
+) -> None:
+    """As after a power cut, which takes what the server had not synced."""
+    data, synced = private_nats._folder / "data", tmp_path / "synced"
+
+    async def test() -> None:
+        async with bus_on(private_nats) as bus:
+            await bus.ensure_log("log", "log.>")
+            await bus.append("log.a", b"", b"synced")
+            await in_thread(private_nats.stop)
+            shutil.copytree(data, synced)
+            await in_thread(private_nats.start)
+            for _ in range(9):
+                await bus.append("log.a", b"", b"not synced")
+            async with aclosing(bus.read("log", "log.>")) as reader:
+                await take(reader, 10)
+                reading = asyncio.ensure_future(take(reader, 1))
+                await in_thread(private_nats.kill)
+                shutil.rmtree(data)
+                shutil.copytree(synced, data)
+                await in_thread(private_nats.start)
+                with pytest.raises(LogLostError, match="up to 10 and ends at 1"):
+                    await reading
 
     run(test())
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nbsched import Cluster, LocalCluster, errors
-from nbsched.client import cluster as cluster_module
+from nbsched.client import submitting
 from nbsched.client.records import JobInfo
 from support.conditions import until
 from support.nats import NatsServer
@@ -173,7 +173,7 @@ def test_more_cpus_than_any_worker_has(cluster: LocalCluster) -> None:
 def test_another_python_version_is_refused_before_running(
     cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster_module, "PYTHON", "3.99")
+    monkeypatch.setattr(submitting, "PYTHON", "3.99")
     before = len(cluster.jobs())
     with pytest.raises(errors.VersionMismatchError, match=r"3\.99.*3\.\d+"):
         cluster.map(abs, [1])

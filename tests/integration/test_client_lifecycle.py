@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +34,17 @@ def _endless() -> Iterator[int]:
         time.sleep(0.001)
 
 
+# ------------------------------------------------------------ the beginning
+
+
+def test_a_new_cluster_has_all_of_its_workers_and_a_leader_when_it_is_looked_at() -> None:
+    with LocalCluster(workers=2, cpus=1) as cluster:
+        workers = cluster.workers()
+
+    assert [worker.cpus for worker in workers] == [1, 1]
+    assert len(workers.filter(leader=True)) == 1
+
+
 # ------------------------------------------------------------ uploads
 
 
@@ -44,6 +56,22 @@ def test_cancelling_a_map_over_an_endless_iterator_ends_it(cluster: LocalCluster
     assert len(mf) == mf.progress.done
     assert mf.done()
     assert list(itertools.islice(mf, 1)) == [0]
+
+
+def test_a_map_that_nobody_can_iterate_further_ends_with_what_it_has(
+    cluster: LocalCluster,
+) -> None:
+    mf = cluster.map(abs, itertools.count(), buffersize=10)
+    job = mf.id
+    assert list(itertools.islice(mf, 3)) == [0, 1, 2]
+    del mf
+
+    def ended() -> bool:
+        gc.collect()
+        (found,) = [found for found in cluster.jobs() if found.id == job]
+        return found.state == "succeeded" and found.total == found.ok
+
+    until(ended)
 
 
 def test_waiting_for_an_endless_map_ends_in_time(cluster: LocalCluster) -> None:
@@ -195,9 +223,17 @@ def test_a_callback_may_submit_and_wait(cluster: LocalCluster) -> None:
     until(lambda: seen == [2])
 
 
-def test_a_loop_that_is_closed_while_it_waits_holds_up_nobody(cluster: LocalCluster) -> None:
+def test_a_loop_that_is_closed_while_it_waits_holds_up_nobody(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
     loop = asyncio.new_event_loop()
-    mf = cluster.map(time.sleep, [0.3])
+    go = str(tmp_path / "go")
+
+    def until_go(_: int) -> None:
+        while not os.path.exists(go):
+            time.sleep(0.02)
+
+    mf = cluster.map(until_go, [0])
 
     async def waits() -> object:
         return await mf
@@ -207,6 +243,7 @@ def test_a_loop_that_is_closed_while_it_waits_holds_up_nobody(cluster: LocalClus
     loop.stop()
     assert not task.done()
     loop.close()
+    Path(go).touch()
     assert mf.result(20) == [None]
     assert cluster.submit(abs, -7).result(20) == 7
 

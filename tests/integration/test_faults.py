@@ -106,21 +106,35 @@ def test_sigkill_of_a_kernel_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_a_larger_daemon_runs_more_in_proportion(tmp_path: Path) -> None:
-    diary = Diary(tmp_path)
+    diary, step, steps = Diary(tmp_path), tmp_path / "step", 20
+    step.write_text("0")
+    path, step_path = diary.path, str(step)
+
+    def task(index: int) -> None:
+        """Runs until the next step, however slow this machine is."""
+
+        def now() -> int:
+            with open(step_path) as file:
+                return int(file.read() or 0)
+
+        begun = now()
+        with open(path, "a") as file:
+            file.write(f"start {index} {os.getppid()}\n")
+        while now() <= begun:
+            time.sleep(0.005)
+
     with LocalCluster(workers=2, cpus=[1, 3]) as cluster:
         members = _all_members(cluster, 2)
-        assert sorted(member.cpus for member in members) == [1, 3]
-        small = next(member.pid for member in members if member.cpus == 1)
-
-        def task(index: int) -> int:
-            time.sleep(0.02)
-            return os.getppid()
-
-        ran = Counter(cluster.map(task, range(400)))
-        share = (400 - ran[small]) / ran[small]
-        print(f"the larger one ran {share:.2f} times as many")
-        assert 2.5 <= share <= 3.5
-    del diary
+        sizes = {member.pid: member.cpus for member in members}
+        assert sorted(sizes.values()) == [1, 3]
+        mf = cluster.map(task, range(400))
+        for at in range(1, steps + 1):
+            until(lambda at=at: len(diary.entries("start")) == 4 * at, what="all CPUs have one")
+            step.write_text(str(at))
+        # They are free in every step until the end, the larger one's as the smaller one's.
+        ran = Counter(sizes[daemon] for _, daemon in diary.entries("start")[: 4 * steps])
+        assert ran == {1: steps, 3: 3 * steps}
+        mf.cancel()
 
 
 def test_a_job_survives_the_process_that_submitted_it(tmp_path: Path) -> None:

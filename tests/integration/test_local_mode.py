@@ -682,14 +682,14 @@ def put_job(settings: Settings, job: str) -> None:
         submitted_at=time.time(),
         python="2.7",  # no worker takes it
         call="one",
-        inline=False,
-        total=None,
+        inline=True,  # its input is nobody's business here; without one in NATS it would be lost
+        total=1,
     )
     put(settings, Names(settings.namespace).job(JobId(job)), to_json(record))
 
 
 def put_status(settings: Settings, job: str, state: JobState) -> None:
-    status = JobStatus(job=JobId(job), state=state, term=Term(1), log_from=1)
+    status = JobStatus(job=JobId(job), state=state, term=Term(1))
     put(settings, Names(settings.namespace).status(JobId(job)), to_json(status))
 
 

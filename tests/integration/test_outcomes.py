@@ -42,6 +42,19 @@ def test_one_failure_leaves_the_other_results(cluster: LocalCluster) -> None:
     assert [type(each) for each in kept] == [int, ZeroDivisionError, int]
 
 
+def test_a_package_that_a_task_imports_and_its_worker_lacks_is_named_with_the_worker(
+    cluster: LocalCluster,
+) -> None:
+    def lacking() -> None:
+        import surely_missing_module.inner  # type: ignore[import-not-found]  # noqa: F401
+
+    error = cluster.submit(lacking).exception()
+    assert isinstance(error, ModuleNotFoundError)
+    named = [f"'surely_missing_module' is missing on worker {w.id}" for w in cluster.workers()]
+    assert any(text in error.__notes__[0] for text in named)
+    assert error.__notes__[0] in str(error.__cause__)
+
+
 # ---------------------------------------------------------------- tasks that misbehave
 
 
@@ -107,6 +120,18 @@ def test_a_result_over_the_limit_is_an_error_of_its_task() -> None:
         with pytest.raises(errors.ResultTooLargeError, match=r"10,?000"):
             small.submit(bytes, 20_000).result(20)
         assert len(small.submit(bytes, 5_000).result(20)) == 5_000
+
+
+def test_a_policy_that_gives_up_leaves_the_tasks_own_exception(cluster: LocalCluster) -> None:
+    policy = tenacity.Retrying(stop=tenacity.stop_after_attempt(2), wait=QUICK)
+    error = cluster.options(retry=policy).submit(divmod, 1, 0).exception(20)
+    assert isinstance(error, ZeroDivisionError)
+    policy = tenacity.Retrying(
+        stop=tenacity.stop_after_attempt(2),
+        wait=QUICK,
+        retry_error_callback=lambda state: f"given up after {state.attempt_number}",
+    )
+    assert cluster.options(retry=policy).submit(divmod, 1, 0).result(20) == "given up after 2"
 
 
 def test_a_task_timeout_stops_the_task(cluster: LocalCluster) -> None:
@@ -273,3 +298,32 @@ def _waits(pid: int) -> bool:
     """The main thread sleeps in a lock."""
     state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     return state == "S"
+
+
+def test_a_failed_task_of_an_attached_job_names_its_item(cluster: LocalCluster) -> None:
+    def no(word: str, number: int) -> None:
+        raise ValueError(word)
+
+    mf = cluster.map(no, iter(["a", "b"]), iter([1, 2]))
+    mf.wait(60)
+
+    rows = cluster.attach(mf.id).tasks.rows("failed")
+
+    assert [row.item for row in rows] == ["('a', 1)", "('b', 2)"]
+
+
+def test_an_item_that_cannot_say_what_it_is_spoils_no_failure(cluster: LocalCluster) -> None:
+    class Mute:
+        def __repr__(self) -> str:
+            raise RuntimeError("no repr")
+
+    def no(item: object) -> None:
+        raise ValueError("no")
+
+    mf = cluster.map(no, [Mute()])
+    mf.wait(60)
+
+    (row,) = cluster.attach(mf.id).tasks.rows("failed")
+
+    assert row.error == "ValueError: no"
+    assert row.item.startswith("<Mute")

@@ -22,10 +22,15 @@ def cluster() -> Iterator[LocalCluster]:
         yield cluster
 
 
-def _files(cluster: LocalCluster, job: str) -> list[str]:
+def _folder(cluster: LocalCluster) -> Path:
+    """The cluster's part of the shared folder."""
     assert cluster.settings.shared_folder is not None
-    folder = Path(cluster.settings.shared_folder) / job
-    return sorted(path.name.rpartition("-")[0] for path in folder.iterdir())
+    (folder,) = Path(cluster.settings.shared_folder).glob(f"{cluster.settings.namespace}.*")
+    return folder
+
+
+def _files(cluster: LocalCluster, job: str) -> list[str]:
+    return sorted(path.name.rpartition("-")[0] for path in (_folder(cluster) / job).iterdir())
 
 
 def test_arrays_go_through_files_and_can_be_written_to_on_both_sides(cluster: LocalCluster) -> None:
@@ -72,8 +77,7 @@ def test_results_of_many_small_tasks_share_a_file(cluster: LocalCluster) -> None
 def test_a_result_whose_file_is_gone_says_so_and_can_be_had_again(cluster: LocalCluster) -> None:
     mf = cluster.map(lambda i: np.full(MIB, i), range(2))
     mf.wait()
-    assert cluster.settings.shared_folder is not None
-    for path in (Path(cluster.settings.shared_folder) / mf.id).glob("out-0-*"):
+    for path in (_folder(cluster) / mf.id).glob("out-0-*"):
         path.unlink()
     with pytest.raises(ResultNotReadableError, match=r"task 0.*retry"):
         mf[0].result()
@@ -84,9 +88,8 @@ def test_a_result_whose_file_is_gone_says_so_and_can_be_had_again(cluster: Local
 
 def test_without_the_folder_everything_goes_through_nats() -> None:
     with LocalCluster(workers=1, cpus=1) as cluster:
-        assert cluster.settings.shared_folder is not None
-        folder = Path(cluster.settings.shared_folder)
         cluster.submit(abs, 1).result(20)  # the worker has looked at its folder
+        folder = _folder(cluster)
         shutil.rmtree(folder)
         folder.write_text("a file in its place: nothing can be written there")
         mf = cluster.map(lambda array: array * 2, [np.full(MIB, float(i)) for i in range(4)])

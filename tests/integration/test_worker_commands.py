@@ -105,6 +105,81 @@ def test_recall_gives_back_what_no_kernel_was_given(tmp_path: Path) -> None:
     run(scenario())
 
 
+def test_a_task_does_not_begin_while_an_earlier_attempt_of_it_runs_here(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with bench(cpus=3) as b:
+            job = b.job(sleeper(tmp_path / "gate"), range(2))
+            await b.run(job, 0, 1)
+            await b.running(job)
+            await b.run(job, 0, 1, attempt=2)  # its other run was told to stop, and has not yet
+            await b.run(job, 1, 2, attempt=2)
+            await b.running(job, 2)
+            running = [h for h in b.report().held if h.running_for_s is not None]
+            assert sorted((h.start, h.attempt) for h in running) == [(0, 1), (1, 2)]
+            (tmp_path / "gate").touch()
+            await true(lambda: b.done(job) == 2 and len(job.results[0]) == 2)
+            assert [result.outcome.attempt for result in job.results[0]] == [1, 2]
+
+    run(scenario())
+
+
+def test_one_task_of_an_earlier_round_does_not_hold_up_its_neighbours(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with bench(cpus=2) as b:
+            job = b.job(sleeper(tmp_path / "gate"), range(10))
+            await b.run(job, 5, 6)
+            await b.running(job)
+            await b.run(job, 0, 10, round=1)
+            await b.running(job, 2)
+            (tmp_path / "gate").touch()
+            await b.ended(job)
+            await true(lambda: not b.report().held)
+            assert [result.outcome.round for result in job.results[5]] == [0, 1]
+
+    run(scenario())
+
+
+def test_a_cancel_is_told_when_nothing_of_the_task_runs_any_more(tmp_path: Path) -> None:
+    def tidy(_: int) -> None:
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            while not (tmp_path / "gate").exists():
+                time.sleep(0.005)
+            raise
+
+    async def scenario() -> None:
+        async with bench(cpus=2) as b:
+            job = b.job(tidy, range(1))
+            await b.run(job, 0, 1)
+            await b.running(job)
+            await b.run(job, 0, 1, attempt=2)
+            await b.stop(job, 0, 1, grace_s=20.0)
+            assert b.done(job) == 0
+            (tmp_path / "gate").touch()
+            await b.ended(job)
+            assert not [h for h in b.report().held if h.running_for_s is not None]
+            assert [result.outcome.state for result in job.results[0]] == [OutcomeState.CANCELLED]
+
+    run(scenario())
+
+
+def test_a_kernel_keeps_nothing_of_a_job_that_was_forgotten_while_it_ran(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with bench() as b:
+            job = b.job(sleeper(tmp_path / "gate"))
+            await b.run(job)
+            await b.running(job)
+            await b.command(ForgetJob(b.term, job.brief.job))
+            slot = b.service._pool._slots[0]
+            assert job.brief.job in slot._jobs
+            (tmp_path / "gate").touch()
+            await b.ended(job)
+            await true(lambda: not slot._jobs)
+
+    run(scenario())
+
+
 def test_the_report_names_running_and_waiting_tasks(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with bench(cpus=2) as b:

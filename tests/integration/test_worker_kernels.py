@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import pickle
 import random
@@ -19,6 +20,10 @@ import pytest
 import tenacity
 
 from nbsched.messages import OutcomeState
+from nbsched.worker import endings
+from nbsched.worker.deaths import Death
+from nbsched.worker.kernelprocess import KernelProcess
+from nbsched.worker.output import KernelOutput
 from support.conditions import alive, until
 from support.workerbench import Bench, bench, run, true
 
@@ -327,7 +332,7 @@ def test_missing_or_forged_input_fails_its_tasks() -> None:
             items = [bytes([x]) * 5000 for x in range(20)]
             job = b.job(len, items, inline=False, block_bytes=40_000)
             assert len(job.refs) > 1
-            last = b.names.input_part(job.brief.job, job.refs[-1].block, 0)
+            last = b.names.input_part(job.brief.client, job.brief.job, job.refs[-1].block, 0)
             entry = next(entry for entry in b.bus.log if entry.subject == last)
             at = b.bus.log.index(entry)
             b.bus.log[at] = type(entry)(last, entry.sequence, entry.header, entry.data[:-1] + b"?")
@@ -458,6 +463,101 @@ def test_a_kernel_killed_while_idle_is_replaced() -> None:
             await true(lambda: b.service.kernel_pids() not in ([], [first]))
             job = await b.finish(b.job(lambda x: os.getpid()))
             assert job.values() == [kernel_of(b)]
+
+    run(scenario())
+
+
+def test_a_death_that_is_not_taken_in_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(death: Death) -> None:
+        raise ZeroDivisionError("not taken in")
+
+    async def scenario() -> None:
+        process = KernelProcess()
+        process.listen(lambda *_: None, lambda _: None, fail)
+        process.kill()
+        await process.ended()
+        assert f"pid={process.pid}" in caplog.text
+        assert "not taken in" in caplog.text
+
+    run(scenario())
+
+
+def _fail(*_: object) -> None:
+    raise ZeroDivisionError("no account")
+
+
+def _die_at_one(index: int) -> int:
+    if index == 1:
+        os._exit(3)
+    return index
+
+
+def test_a_task_whose_death_cannot_be_told_in_full_is_counted_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario() -> None:
+        monkeypatch.setattr(KernelOutput, "last_words", _fail)
+        async with bench(cpus=1) as b:
+            job = b.job(_die_at_one, range(6), chunksize=6)
+            await b.run(job)
+            await true(lambda: b.done(job) == 6, "all results")
+            assert job.results[1][0].outcome.crashes == 1
+            assert failed_with(job.error(1), "TaskCrashedError")["exit_code"] == 3
+            await true(lambda: not b.report().held, "nothing is held")
+
+    run(scenario())
+
+
+def test_a_task_whose_death_cannot_be_told_at_all_is_left_to_the_leader(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario() -> None:
+        monkeypatch.setattr(endings, "crashed", _fail)
+        async with bench(cpus=1) as b:
+            job = b.job(_die_at_one, range(6), chunksize=6)
+            await b.run(job)
+            await true(lambda: b.done(job) == 5, "the neighbours' results")
+            assert sorted(job.results) == [0, 2, 3, 4, 5]
+            await true(lambda: not b.report().held, "nothing is held")
+
+    run(scenario())
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="it is watched in another way")
+def test_a_kernel_that_cannot_be_watched_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        def fail(pid: int, flags: int = 0) -> int:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        deaths: list[Death] = []
+        monkeypatch.setattr(os, "pidfd_open", fail)
+        process = KernelProcess()
+        process.listen(lambda *_: None, lambda _: None, deaths.append)
+        await process.ended()
+        assert [death.cause for death in deaths] == ["signal SIGKILL"]
+
+    run(scenario())
+
+
+class _Vast:
+    """A result that asks for too much memory while it is pickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise MemoryError
+
+
+def test_nothing_runs_in_a_kernel_that_had_no_memory_for_a_result() -> None:
+    async def scenario() -> None:
+        def task(index: int) -> Any:
+            return _Vast() if index == 3 else os.getpid()
+
+        async with bench(cpus=1) as b:
+            job = await b.finish(b.job(task, range(8), chunksize=8, memory_bytes=1 << 30))
+            assert job.states() == [OK] * 3 + [FAILED] + [OK] * 4
+            assert job.error(3).details["cause"] == "memory limit"
+            pids = job.values()
+            assert pids[4:] == [kernel_of(b)] * 4
+            assert kernel_of(b) not in pids[:3]
 
     run(scenario())
 
@@ -697,15 +797,15 @@ def test_a_signal_that_names_no_run_hits_nobody() -> None:
     async def scenario() -> None:
         async with bench() as b:
             await b.finish(b.job(lambda x: x))
-            job = b.job(lambda x: sum(range(x)), range(20_000, 20_500))
-            await b.run(job)
             sent = 0
-            while b.done(job) < job.count:
-                os.kill(kernel_of(b), signal.SIGINT)
-                sent += 1
-                await asyncio.sleep(rng.uniform(0, 0.001))
-            assert sent > 50
-            assert job.states() == [OK] * job.count
+            while sent < 50:
+                job = b.job(lambda x: sum(range(x)), range(20_000, 20_500))
+                await b.run(job)
+                while b.done(job) < job.count:
+                    os.kill(kernel_of(b), signal.SIGINT)
+                    sent += 1
+                    await asyncio.sleep(rng.uniform(0, 0.001))
+                assert job.states() == [OK] * job.count
 
     run(scenario())
 

@@ -1,14 +1,18 @@
-"""A cluster, a JupyterLab whose kernels join it, and a browser: one of each for all tests."""
+"""A cluster, a JupyterLab whose kernels join it: one of each for all tests; and a browser."""
 
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nbsched import LocalCluster
+from support.displaycost import WATCH_PAGE
 from support.jupyterlab import Notebook, Server, browser, chromium_path, environ_of
 
 OpenNotebook = Callable[..., Notebook]
@@ -44,30 +48,56 @@ def lab(lab_cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
+def ipykernel6(lab: Server, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name of a kernel like the others, but of ipykernel 6, which has no subshells."""
+    folder = tmp_path_factory.mktemp("ipykernel6")
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder),
+         "ipykernel<7", "nest-asyncio"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    if done.returncode != 0:
+        pytest.skip(f"ipykernel 6 cannot be installed here: {done.stderr[-300:]}")
+    lab.add_kernel("ipykernel6", folder)
+    return "ipykernel6"
+
+
+@pytest.fixture(scope="module")
 def chromium(lab: Server) -> Iterator[Any]:
+    """Not for the session: while it is there, its event loop runs in this thread, and no
+    test elsewhere could run one."""
     with browser() as chromium:
         yield chromium
 
 
 @pytest.fixture
 def open_notebook(
-    lab: Server, chromium: Any, request: pytest.FixtureRequest
+    lab: Server,
+    lab_cluster: LocalCluster,
+    chromium: Any,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
 ) -> Iterator[OpenNotebook]:
     """Opens a notebook with these cells; the first one, a connection, has been run."""
     pages = []
 
-    def open_(*cells: str) -> Notebook:
+    def open_(*cells: str, kernel: str = "python3") -> Notebook:
         name = f"{request.node.name[:60]}-{len(pages)}.ipynb"
-        lab.write(name, [CONNECT, *cells])
+        started = tmp_path / f"{len(pages)}.started"
+        lab.write(name, [CONNECT.format(started=str(started)), *cells], kernel)
         page = chromium.new_page(viewport={"width": 1100, "height": 900})
         pages.append(page)
-        page.add_init_script(COUNT_MESSAGES)
+        page.add_init_script(WATCH_PAGE)
         notebook = Notebook(page, lab.address(name), lab.folder / name)
         try:
             notebook.run(0, wait=False)
             notebook.wait(0, 20)
         except AssertionError:
-            # On a busy machine JupyterLab may lose the first cell while it connects.
+            if started.exists():  # slow, or something of ours that hangs
+                wait_for_connection(notebook, started)
+                return notebook
+            # On a busy machine JupyterLab may lose the first cell while it connects: the
+            # kernel has never seen it.
             lab.shut_kernels_down()
             page.goto("about:blank")
             notebook = Notebook(page, lab.address(name), lab.folder / name)
@@ -78,12 +108,23 @@ def open_notebook(
     for page in pages:
         page.close()
     lab.shut_kernels_down()
+    for job in lab_cluster.jobs(state=("waiting", "running")):
+        lab_cluster.attach(job.id).cancel()  # else the next test would have to share the CPUs
+
+
+def wait_for_connection(notebook: Notebook, started: Path) -> None:
+    try:
+        notebook.wait(0, 60)
+    except AssertionError as error:
+        raise AssertionError(f"connecting hangs here:\n{started.read_text()}") from error
 
 
 CONNECT = """
-import time
+import faulthandler, time
+faulthandler.dump_traceback_later(50, file=open({started!r}, "w"))
 from nbsched import Cluster, as_completed
 cluster = Cluster()
+faulthandler.cancel_dump_traceback_later()
 
 def work(x, seconds=0.1):
     time.sleep(seconds)
@@ -95,28 +136,6 @@ def fails_at_first(x, folder):
     path = os.path.join(folder, str(x))
     if x % 5 == 2 and not os.path.exists(path):
         open(path, "w").close()
-        raise ValueError(f"no {x}")
+        raise ValueError(f"no {{x}}")
     return x
-"""
-
-COUNT_MESSAGES = """
-window.updates = [];
-window.longTasks = [];
-new PerformanceObserver((list) => {
-  for (const entry of list.getEntries()) window.longTasks.push(entry.duration);
-}).observe({ type: "longtask", buffered: true });
-const Socket = window.WebSocket;
-window.WebSocket = class extends Socket {
-  constructor(...args) {
-    super(...args);
-    this.addEventListener("message", (event) => {
-      const head = typeof event.data === "string"
-        ? event.data : new TextDecoder().decode(event.data.slice(0, 3000));
-      const kind = head.match(/"msg_type": ?"(\\w+)"/);
-      if (kind && /^comm_|display_data$/.test(kind[1])) {
-        window.updates.push([kind[1], performance.now()]);
-      }
-    });
-  }
-};
 """

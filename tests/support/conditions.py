@@ -25,11 +25,19 @@ def until(condition: Callable[[], T], timeout_s: float = 20.0, what: str = "") -
 
 def alive(pid: int) -> bool:
     """Whether a process runs (a zombie does not)."""
+    return _state(pid) not in ("Z", "X")
+
+
+def stopped(pid: int) -> bool:
+    """Whether it was sent SIGSTOP."""
+    return _state(pid) == "T"
+
+
+def _state(pid: int) -> str:
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
-        return False
-    return state not in ("Z", "X")
+        return "X"
 
 
 def children(pid: int) -> list[int]:

@@ -72,6 +72,7 @@ class Server:
                 "IPYTHONDIR",
             )
         }
+        self._kernels = Path(home["JUPYTER_DATA_DIR"]) / "kernels"
         self._log = (folder.parent / "server.log").open("wb")
         self._process = subprocess.Popen(
             [
@@ -80,7 +81,7 @@ class Server:
                 f"--ServerApp.root_dir={folder}", f"--IdentityProvider.token={self._token}",
                 f"--LabApp.user_settings_dir={settings}",
                 f"--LabApp.workspaces_dir={folder.parent / 'workspaces'}",
-                "--LabApp.extension_manager=readonly",
+                "--LabApp.extension_manager=readonly", "--expose-app-in-browser",
             ],
             env=os.environ | home | environ,
             stdout=self._log,
@@ -88,6 +89,18 @@ class Server:
             start_new_session=True,
         )  # fmt: skip
         until(self._answers, 60, "JupyterLab")
+
+    def add_kernel(self, name: str, packages: Path) -> None:
+        """A kernel like this Python's, with these packages before its own."""
+        path = os.pathsep.join([str(packages), *filter(None, [os.environ.get("PYTHONPATH")])])
+        spec = {
+            "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+            "display_name": name,
+            "language": "python",
+            "env": {"PYTHONPATH": path},
+        }
+        (self._kernels / name).mkdir(parents=True)
+        (self._kernels / name / "kernel.json").write_text(json.dumps(spec))
 
     def setting(self, name: str, **values: Any) -> None:
         """Change a setting of the front end, for pages that are opened from now on."""
@@ -211,6 +224,15 @@ class Notebook:
 
     def state(self, index: int) -> str:
         return str(self.live(index).get_attribute("data-state"))
+
+    def theme(self, name: str) -> None:
+        """Change the theme of the page, as the menu does."""
+        self.page.evaluate(
+            "name => window.jupyterapp.commands.execute('apputils:change-theme', {theme: name})",
+            name,
+        )
+        light = "true" if name.endswith("Light") else "false"
+        self.page.wait_for_selector(f"body[data-jp-theme-light={light}]", state="attached")
 
     def save(self) -> None:
         self.page.keyboard.press("Escape")

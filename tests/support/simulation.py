@@ -11,6 +11,7 @@ import random
 from collections import deque
 from dataclasses import dataclass, field
 
+from nbsched.attempts import PastAttempt
 from nbsched.messages import Held, Outcome, OutcomeState, WorkerReport
 from nbsched.model import CancelRequest, JobId, JobRecord, Request, TaskRange, Term, WorkerId
 from nbsched.scheduler import commands, events
@@ -40,6 +41,7 @@ class Slice:
     round: int
     attempt: int
     crashes: int
+    since: float = 0.0
 
 
 @dataclass
@@ -68,6 +70,7 @@ class World:
     statuses: list[commands.SaveStatus] = field(default_factory=list)
     executions: dict[tuple[JobId, int], int] = field(default_factory=dict)
     slices: list[commands.SendSlice] = field(default_factory=list)
+    lost: list[commands.PublishLost] = field(default_factory=list)
     timer: float | None = None
     """The leader service has one timer: a new time replaces the old one."""
     records: dict[JobId, JobRecord] = field(default_factory=dict)
@@ -116,13 +119,18 @@ class World:
                             command.round,
                             command.attempt,
                             command.crashes,
+                            self.now,
                         )
             case commands.StopOnWorker():
                 worker = self.workers.get(command.worker)
                 for named in command.ranges:
                     for index in range(named.start, named.stop):
-                        if worker and worker.held.pop((command.job, index), None):
-                            self.append(command.job, index, OutcomeState.CANCELLED, named.round)
+                        task = worker.held.get((command.job, index)) if worker else None
+                        if worker is None or task is None or task.round > named.round:
+                            continue
+                        del worker.held[command.job, index]
+                        if not command.silently:
+                            self.append(command.job, index, OutcomeState.CANCELLED, task.round)
             case commands.RecallFromWorker():
                 self._recall(command)
             case commands.PublishCancelled():
@@ -130,6 +138,7 @@ class World:
                     for index in range(named.start, named.stop):
                         self.append(command.job, index, OutcomeState.CANCELLED, named.round)
             case commands.PublishLost():
+                self.lost.append(command)
                 state = OutcomeState.FAILED if command.final else OutcomeState.RETRY
                 self.append(
                     command.job,
@@ -179,6 +188,7 @@ class World:
         attempt: int = 1,
         crashes: int = 0,
         retry_in_s: float = 0.0,
+        past: tuple[PastAttempt, ...] = (),
     ) -> None:
         elapsed = self.task_s if state is OutcomeState.OK else 0.0
         outcome = Outcome(
@@ -190,6 +200,7 @@ class World:
             elapsed_s=elapsed,
             crashes=crashes,
             retry_in_s=retry_in_s,
+            past=past,
         )
         self.log.append((job, WorkerId(worker), outcome))
 
@@ -253,7 +264,14 @@ class World:
         self.read_log()
         running = worker.running()
         held = tuple(
-            Held(s.job, s.start, s.stop, s.round, s.attempt, 0.1 if key in running else None)
+            Held(
+                s.job,
+                s.start,
+                s.stop,
+                s.round,
+                s.attempt,
+                self.now - s.since if key in running else None,
+            )
             for key, s in worker.held.items()
         )
         self.feed(
@@ -295,7 +313,10 @@ class World:
             assert counted == job.uploaded, f"tasks in no state or in two: {job}"
             for worker_id, held in job.assigned.items():
                 worker = self.state.workers[worker_id]
-                assert worker.tasks.get(job.record.id) == len(held)
+                copies = job.copies.count_on(worker_id)
+                assert worker.tasks.get(job.record.id) == len(held) + copies
+            for index in job.copies.within(0, job.uploaded):
+                assert job.holder(index) not in (None, job.copies.where(index))
 
     def final_outcomes(self, job: str) -> dict[int, OutcomeState]:
         """First final outcome per task of its last round, as a client would see it."""

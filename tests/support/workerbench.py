@@ -229,7 +229,7 @@ class Bench:
             meta = messages.encode(ref) if part == ref.parts - 1 else b""
             content = self._input(job, first=ref.first, count=ref.count, meta=meta)
             header = envelope.write(self.key, content, body)
-            subject = self.names.input_part(job, ref.block, part)
+            subject = self.names.input_part(CLIENT, job, ref.block, part)
             self.bus.log.append(LogEntry(subject, len(self.bus.log) + 1, header, body))
 
     # ------------------------------------------------------------ commands

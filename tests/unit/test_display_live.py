@@ -16,7 +16,8 @@ import pytest
 from nbsched.client import progress as client_progress
 from nbsched.client.progress import Progress
 from nbsched.display import factory, live
-from nbsched.display.live import REFRESH_S, Live, Ticker
+from nbsched.display.live import Live, Ticker
+from nbsched.display.pace import MOST, REFRESH_S, WINDOW_S, Pace
 from nbsched.display.views import DELAY_S, Views
 from support.conditions import until
 
@@ -103,10 +104,6 @@ def views(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Views:
 
 
 # ------------------------------------------------------------ one view
-
-
-def test_a_view_is_not_refreshed_more_than_five_times_a_second() -> None:
-    assert REFRESH_S >= 0.2
 
 
 def test_a_view_that_is_not_due_is_not_drawn(clock: Clock) -> None:
@@ -432,25 +429,141 @@ def test_a_resting_view_does_not_keep_its_job(clock: Clock) -> None:
     assert view.closed
 
 
-def test_several_displays_in_a_page_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Page(Recorder):
-        dirty = False
+def test_a_job_whose_future_is_gone_is_shown_again_in_the_same_cell(
+    clock: Clock, page_ticker: Ticker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "_ticker", page_ticker)
+    views = Views(mode=lambda: "auto")
+    first, old, new = Job(ended=10), Clickable(), Clickable()
+    name = first.id
+    shown = views._live(first, "cell", lambda: old, 0.0)
+    page_ticker._tick()
+    del first
+    gc.collect()
 
-        def draw(self, progress: Progress) -> bool:  # type: ignore[override]
-            super().draw(progress)
-            return True
+    attached = Job(ended=9)
+    attached.id = name
+    views._live(attached, "cell", lambda: new, 0.0)
+    page_ticker._tick()
+    attached.ended = 10
+    page_ticker._tick()
 
-    ticker = Ticker(refresh_s=0.2)
-    views = [Page() for _ in range(3)]
+    assert (shown.ended, old.ended, old.closed) == (True, [10], True)
+    assert (new.drawn, new.ended) == ([9], [10])
+
+
+# ------------------------------------------------------------ what a page is told
+
+
+class Page(Clickable):
+    """A view that costs a page one message a draw."""
+
+    def __init__(self, pace: Pace) -> None:
+        super().__init__()
+        self.pace = pace
+
+    def may_send(self, *, last: bool) -> bool:
+        return self.pace.has_room(last=last)
+
+    def draw(self, progress: Progress) -> None:
+        super().draw(progress)
+        self.pace.note()
+
+    def end(self, progress: Progress) -> bool:
+        self.pace.note()
+        return super().end(progress)
+
+
+@pytest.fixture
+def page_ticker(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Ticker:
+    """A ticker that ticks when the test says so."""
+    ticker = Ticker(clock=clock)
+    monkeypatch.setattr(ticker, "_thread", threading.current_thread())
+    return ticker
+
+
+def test_several_displays_share_what_a_page_may_be_told(clock: Clock, page_ticker: Ticker) -> None:
+    pace = Pace(clock)
+    views = [Page(pace) for _ in range(3)]
     jobs = [Job() for _ in views]
-    monkeypatch.setattr(ticker, "_thread", threading.current_thread())  # ticks come from here
     for job, view in zip(jobs, views, strict=True):
-        ticker.add(job, view)
+        page_ticker.add(job, view)
 
-    drawn = []
-    for _ in range(3):
-        ticker._tick()
-        drawn.append(sum(len(view.drawn) for view in views))
+    at = []
+    for _ in range(40):
+        before = sum(len(view.drawn) for view in views)
+        page_ticker._tick()
+        at += [clock.now] * (sum(len(view.drawn) for view in views) - before)
+        clock.now += REFRESH_S
 
-    assert drawn == [1, 2, 3]
-    assert [len(view.drawn) for view in views] == [1, 1, 1]
+    assert max(sum(start <= t < start + WINDOW_S for t in at) for start in at) < MOST
+    counts = [len(view.drawn) for view in views]
+    assert max(counts) - min(counts) <= 2
+    assert sum(counts) >= 40 - 3
+
+
+def test_a_last_state_is_told_at_once_though_running_jobs_are_drawn_all_the_time(
+    clock: Clock, page_ticker: Ticker
+) -> None:
+    pace = Pace(clock)
+    busy, ending = Job(), Job()
+    views = Page(pace), Page(pace)
+    page_ticker.add(busy, views[0])
+    page_ticker.add(ending, views[1])
+    for _ in range(10):
+        page_ticker._tick()
+        clock.now += REFRESH_S
+
+    ending.ended = 10
+    page_ticker._tick()
+
+    assert views[1].ended == [10]
+
+
+def test_only_so_many_ended_displays_go_on_listening(clock: Clock, page_ticker: Ticker) -> None:
+    jobs = [Job(ended=10) for _ in range(40)]
+    views = [Clickable() for _ in jobs]
+    for job, view in zip(jobs, views, strict=True):
+        page_ticker.add(job, view)
+
+    for _ in range(2):
+        page_ticker._tick()
+
+    assert [view.closed for view in views] == [True] * 10 + [False] * 30
+
+
+class Unclosable(Clickable):
+    def close(self) -> None:
+        raise RuntimeError("the page is gone")
+
+
+def test_views_that_cannot_be_closed_do_not_end_the_drawing_of_others(
+    clock: Clock, page_ticker: Ticker
+) -> None:
+    jobs = [Job(ended=10) for _ in range(31)]
+    lives = [page_ticker.add(job, Unclosable()) for job in jobs]
+    page_ticker._tick()
+    running = Recorder()
+    page_ticker.add(Job(), running)
+
+    page_ticker._tick()
+
+    assert [shown.ended for shown in lives] == [True] + [False] * 30
+    assert running.drawn == [0]
+
+
+def test_a_display_that_fails_itself_is_dropped_and_the_others_are_drawn(
+    clock: Clock, page_ticker: Ticker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = Recorder()
+    failing = page_ticker.add(Job(), Recorder())
+    page_ticker.add(Job(), view)
+
+    def fail() -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(failing, "tick", fail)
+    page_ticker._tick()
+
+    assert failing.ended
+    assert view.drawn == [0]

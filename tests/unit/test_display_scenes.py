@@ -10,13 +10,14 @@ from typing import Any, cast
 
 import pytest
 
-from nbsched.client.itemrepr import item_texts, short
+from nbsched.client.itemrepr import item_texts
 from nbsched.client.mapfuture import MapFuture
 from nbsched.client.tasks import TaskTable
 from nbsched.client.tracker import JobTracker
 from nbsched.display.jobscene import ROWS, JobScene
 from nbsched.messages import Encoding, ErrorReport, Outcome, OutcomeState, encode
 from nbsched.model import TaskRange, WorkerId
+from nbsched.shortrepr import short
 from support.conditions import until
 from support.simulation import job_record
 
@@ -55,8 +56,10 @@ class Job:
         self.tracker.reopen([TaskRange(i, i + 1, 1) for i in indices])
         return len(indices)
 
-    def fail(self, index: int, state: OutcomeState = OutcomeState.FAILED) -> None:
-        report = encode(ErrorReport("ValueError", f"no\n{index}", traceback="Traceback: here"))
+    def fail(self, index: int, state: OutcomeState = OutcomeState.FAILED, item: str = "") -> None:
+        report = encode(
+            ErrorReport("ValueError", f"no\n{index}", traceback="Traceback: here", item=item)
+        )
         outcome = Outcome(
             index, index + 1, 0, 1, state, Encoding.ERROR, (len(report),), elapsed_s=0.5
         )
@@ -83,6 +86,22 @@ def test_a_failed_row_says_what_why_and_where() -> None:
     assert row["error"] == "ValueError: no 3"
     assert row["more"] == ""
     assert row["act"]["do"] == "retry"
+
+
+def test_an_attached_job_shows_the_items_that_its_failures_name() -> None:
+    job = Job(5)
+    job.tasks = TaskTable(job.tracker, job._cancel, job._retry)
+    job.tracker.report(W, {2: (1, 7.0)})
+    scene = JobScene(job)
+    scene.act({"do": "show", "tab": "running"})
+    assert not drawn(job, scene)["items"]
+
+    job.fail(3, item="'photo-3.jpg'")
+    scene.act({"do": "show", "tab": "failed"})
+
+    state = drawn(job, scene)
+    assert state["items"]
+    assert [row["item"] for row in state["rows"]] == ["'photo-3.jpg'"]
 
 
 def test_a_running_row_says_since_when_and_can_be_cancelled() -> None:

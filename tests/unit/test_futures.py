@@ -65,6 +65,32 @@ def test_a_future_gets_its_result_whether_made_before_or_after_it() -> None:
     assert _future(tracker, 1).result(0) == "b"
 
 
+def test_a_retry_whose_outcome_is_quicker_than_the_call_leaves_no_old_result() -> None:
+    tracker = _tracker(1)
+    future = _future(tracker, 0)
+    _ok(tracker, 0, "old")
+    assert future.result(5) == "old"
+    ranges = tracker.to_retry([0])
+    held = threading.Event()
+    delivery().put(lambda: held.wait(20))  # it is busy
+    try:
+        _ok(tracker, 0, "new", round_=1)
+        tracker.reopen(ranges)
+        assert future.result(5) == "new"
+    finally:
+        held.set()
+
+
+def test_tasks_that_the_cluster_never_had_cannot_run_again() -> None:
+    tracker = JobTracker(job_record(total=None))
+    tracker.uploaded(5)
+    future = _future(tracker, 4)
+    _ok(tracker, 0, "a")
+    tracker.seal(2)  # cancelled, with the items that had arrived
+    until(future.cancelled)
+    assert [(named.start, named.stop) for named in tracker.to_retry(range(5))] == [(0, 1)]
+
+
 def test_the_module_functions_of_the_standard_library_accept_our_futures() -> None:
     tracker = _tracker()
     futures = [_future(tracker, i) for i in range(3)]

@@ -235,4 +235,4 @@ def test_the_report_of_a_death_ends_with_the_last_lines_of_output() -> None:
     message = Death(3, tail).report(0, "w", 1, 3).message
     assert message.endswith("  line 48\n  line 49")
     assert "line 39" not in message
-    assert "written nothing" in Death(3, "").report(0, "w", 1, 3).message
+    assert "printed nothing" in Death(3, "").report(0, "w", 1, 3).message

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import pytest
 
 import nbsched.daemon
 from nbsched import messages
 from nbsched.daemon import Daemon
+from nbsched.leader import service as service_module
 from nbsched.leader import watcher as watcher_module
 from nbsched.leader.announcer import Announcer
 from nbsched.leader.election import Leadership, LeadershipLostError
 from nbsched.leader.ledger import Ledger
 from nbsched.leader.loader import LogDecoder
 from nbsched.leader.outbox import Outbox
+from nbsched.leader.retention import Retention
 from nbsched.leader.service import LeaderService
+from nbsched.leader.uploads import Uploads
 from nbsched.leader.watcher import Watcher
 from nbsched.messages import (
     Accepted,
@@ -167,7 +173,7 @@ class Cluster:
 
     def put_ended_job(self, job: JobRecord) -> None:
         self.put(NAMES.job(job.id), job)
-        status = JobStatus(job=job.id, state=JobState.FAILED, term=Term(1), log_from=0)
+        status = JobStatus(job=job.id, state=JobState.FAILED, term=Term(1))
         self.put(NAMES.status(job.id), status)
         for index in range(job.total or 0):
             self.write_outcome(job.id, index, OutcomeState.FAILED)
@@ -185,7 +191,21 @@ class Cluster:
             names=NAMES,
             decoder=LogDecoder(self.wire),
             feed=self.fed.append,
+            retention=self.retention(),
+            uploads=self.uploads(),
         )
+
+    def retention(self) -> Retention:
+        """One that keeps everything: nobody runs it."""
+        leadership: Any = None
+        return Retention(
+            leadership, store=self.store, bus=self.bus, names=NAMES, retention_s=math.inf
+        )
+
+    def uploads(self) -> Uploads:
+        """One that seals nothing: nobody runs it."""
+        leadership: Any = None
+        return Uploads(leadership, store=self.store, names=NAMES, grace_s=1.0, unsealed=list)
 
     def fed_of(self, kind: type[events.Event]) -> list[Any]:
         return [event for event in self.fed if isinstance(event, kind)]
@@ -288,6 +308,22 @@ def test_a_job_that_is_complete_when_it_is_rebuilt_can_be_retried() -> None:
     run(test())
 
 
+def test_a_request_for_a_job_that_does_not_exist_is_dropped() -> None:
+    async def test() -> None:
+        cluster = Cluster()
+        key = NAMES.request(J, RequestId("r"))
+        cluster.put(key, retry("r", 0))
+        leader = await cluster.elected()
+        term = asyncio.ensure_future(leader.run())
+
+        await true(lambda: cluster.store_server.get(key) is None)
+
+        assert not leader._state.rebuilding  # or its tasks would be left to run for ever
+        await over(term)
+
+    run(test())
+
+
 def test_a_record_that_changes_while_its_job_is_rebuilt_is_fed_afterwards() -> None:
     async def test() -> None:
         cluster = Cluster()
@@ -349,6 +385,34 @@ def test_a_job_that_a_request_brought_back_is_not_started_again_by_its_put_event
     run(test())
 
 
+def test_a_comparison_of_very_many_kept_jobs_lets_others_have_their_turn() -> None:
+    """Keeping the lease, for example."""
+
+    async def test() -> None:
+        jobs = 3000
+        cluster = Cluster()
+        for number in range(jobs):
+            job = JobId(f"j{number}")
+            status = JobStatus(job=job, state=JobState.SUCCEEDED, term=Term(1), ok=1)
+            cluster.put(NAMES.job(job), job_record(job))
+            cluster.put(NAMES.status(job), status)
+        turns = 0
+
+        async def take_turns() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        other = asyncio.ensure_future(take_turns())
+        await cluster.watcher().begin(lambda status: None)
+        assert turns >= 3 * jobs // 1000, "in each look through records or statuses"
+        assert not cluster.fed_of(events.JobRebuilt)
+        await over(other)
+
+    run(test())
+
+
 def test_a_comparison_finds_deleted_jobs_and_tells_that_time_has_passed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -399,6 +463,67 @@ def test_a_report_that_comes_before_its_job_is_read_is_heeded() -> None:
     run(test())
 
 
+def test_a_worker_that_says_nothing_is_waited_for_as_long_as_its_lease_may_live(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What it runs must not be started elsewhere, nor a cancel of it be confirmed."""
+
+    async def test() -> None:
+        monkeypatch.setattr(service_module, "INVENTORY_S", 0.0)
+        cluster = Cluster()
+        await cluster.join(W0, ())
+        silent = WorkerId("silent")
+        cluster.put(NAMES.worker(silent), worker_record(silent))
+        cluster.put(NAMES.job(J), job_record(total=4))
+        service = await cluster.elected()
+        leading = asyncio.ensure_future(service.run())
+
+        await true(lambda: W0 in service._reported or leading.done())
+        assert service._state.recovering
+        assert cluster.slices == []
+
+        cluster.store_server.commit([], [Delete(NAMES.worker(silent))])
+        await true(lambda: bool(cluster.slices) or leading.done())
+        await over(leading)
+
+    run(test())
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_report_is_only_doubted_when_the_log_has_lost_its_entry(
+    lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It must not be acted upon before its outcome, which may come during the question."""
+
+    def report(results_seq: int) -> WorkerReport:
+        return WorkerReport(W0, Term(1), 0, results_seq, (), 1)
+
+    async def test() -> None:
+        cluster = Cluster()
+        service = await cluster.elected()
+        service._early_reports.add(report(6 if lost else 5))
+        answers, asked = 0, asyncio.Event()
+
+        async def last_sequence(log: str) -> int:
+            nonlocal answers
+            answers += 1
+            if answers == 1:
+                service._early_reports.add(report(7))
+            return 5
+
+        monkeypatch.setattr(cluster.bus, "last_sequence", last_sequence)
+        monkeypatch.setattr(service_module, "DOUBT_S", 0.0)
+        monkeypatch.setattr(service, "_feed_ripe_reports", asked.set)
+        doubting = asyncio.ensure_future(service._doubt_log())
+        await asked.wait()
+        ripe = service._early_reports.take_ripe(5)
+        assert [each.results_seq for each in ripe] == [5]
+        assert len(service._early_reports) == (0 if lost else 1)
+        await over(doubting)
+
+    run(test())
+
+
 def test_a_term_outlives_servers_that_are_away_for_a_moment() -> None:
     async def test() -> None:
         cluster = Cluster()
@@ -433,6 +558,29 @@ def test_a_term_that_is_still_being_set_up_ends_with_its_lease() -> None:
     run(test())
 
 
+def test_a_clock_that_is_set_back_during_a_term_ends_no_job(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def test() -> None:
+        cluster = Cluster()
+        service = await cluster.elected()
+        day_s = 24 * 3600.0
+        before = time.time()
+        monkeypatch.setattr(time, "time", lambda: before - 2 * day_s)
+        writing = asyncio.ensure_future(service._ledger.run())
+        service._ledger.save(commands.SaveStatus(J, JobState.SUCCEEDED, 1, 0, 0, 1, ""))
+        await true(lambda: service._retention._due)
+        writing.cancel()
+        await over(writing)
+        item = await cluster.store.get(NAMES.status(J))
+        assert item is not None
+        ended_at = msgspec.json.decode(item.value, type=JobStatus).ended_at
+        assert ended_at is not None
+        assert abs(ended_at - before) < day_s / 2
+
+    run(test())
+
+
 # ---------------------------------------------------------------- what may not happen
 
 
@@ -443,7 +591,9 @@ def test_a_cancelled_ledger_ends_even_when_something_urgent_comes_at_that_moment
     async def test() -> None:
         cluster = Cluster()
         await cluster.elected()
-        ledger = Ledger(cluster.store, NAMES, cluster.leadership)
+        ledger = Ledger(
+            cluster.store, NAMES, cluster.leadership, lambda job, ended_at: None, clock=time.time
+        )
         writing = asyncio.ensure_future(ledger.run())
         ledger.drop(commands.DropRequest(J, RequestId("r")))
         for _ in range(5):  # it gathers now
@@ -533,7 +683,11 @@ def test_outcomes_say_which_entry_of_the_log_they_stand_in() -> None:
 class _Follower:
     """As much of a worker as the election needs."""
 
+    term = Term(0)
+
     def observe_term(self, term: Term) -> None: ...
+    def serve_under(self, lease: object) -> None: ...
+    def disowned(self) -> None: ...
 
 
 def test_after_a_term_that_failed_the_daemon_stands_again_and_stays_a_member(

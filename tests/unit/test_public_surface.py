@@ -36,10 +36,15 @@ NbschedError
         BusUnreachableError
         JetStreamMissingError
         StoreUnreachableError
+            StoreFullError
+    JobIncompleteError
+    JobNotEndedError
     JobNotFoundError
+        JobForgottenError
     LocalClusterError
     NoWorkersError
     NotPicklableError
+    ResultsLostError
     TaskError
         InputNotReadableError
         ResultNotPicklableError
@@ -47,6 +52,7 @@ NbschedError
         ResultTooLargeError
         RetriesExhaustedError
         TaskCrashedError
+        TaskMemoryError
         TaskTimeoutError
     VersionMismatchError
 """

@@ -13,16 +13,17 @@ from nbsched.client.requests import retry_tasks
 from nbsched.client.results import TaskState
 from nbsched.client.session import Session
 from nbsched.client.tracker import JobTracker
-from nbsched.errors import StoreUnreachableError
+from nbsched.errors import JobForgottenError, StoreUnreachableError
 from nbsched.messages import Encoding, ErrorReport, Outcome, OutcomeState, encode
+from nbsched.model import to_json
 from nbsched.names import Names
-from nbsched.storage import Store
+from nbsched.storage import Put, Store
 from nbsched.storage.memory import MemoryStore, MemoryStoreServer
 from support.simulation import job_record
 
 
-class _Away:
-    async def commit(self, *_: object) -> None:
+class _Away(MemoryStore):
+    async def commit(self, *_: object) -> Any:
         raise StoreUnreachableError("etcd does not answer")
 
 
@@ -30,7 +31,8 @@ class _Session:
     names = Names("t")
 
     def __init__(self) -> None:
-        self.store = cast(Store, _Away())
+        self.server = MemoryStoreServer()
+        self.store: Store = _Away(self.server)
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run(work)
@@ -47,9 +49,20 @@ def test_a_retry_that_cannot_be_stored_leaves_the_task_as_it_was() -> None:
     outcome, data = _failed(0)
     tracker.take_in([outcome], data)
     session = _Session()
+    session.server.commit([], [Put(Names("t").job(tracker.id), to_json(tracker.record))])
     with pytest.raises(StoreUnreachableError):
         retry_tasks(cast(Session, session), tracker, [0])
     assert tracker.state(0) is TaskState.FAILED
-    session.store = MemoryStore(MemoryStoreServer())
+    session.store = MemoryStore(session.server)
     assert retry_tasks(cast(Session, session), tracker, [0]) == 1
     assert tracker.state(0) is TaskState.PENDING
+
+
+def test_a_task_of_a_job_that_is_gone_is_not_retried() -> None:
+    tracker = JobTracker(job_record(total=1))
+    outcome, data = _failed(0)
+    tracker.take_in([outcome], data)
+    session = _Session()
+    with pytest.raises(JobForgottenError):
+        retry_tasks(cast(Session, session), tracker, [0])
+    assert tracker.state(0) is TaskState.FAILED

@@ -38,11 +38,21 @@ def test_nothing_configured_means_this_machine(tmp_path: Path) -> None:
         ({"colour": "red"}, "colour"),
         ({"etcd": 7}, "host:port"),
         ({"stream_replicas": 9}, "1 to 5"),
+        ({"retention_s": 0.0}, r"^retention_s is 0\.0; it must be greater than 0\.$"),
+        ({"retention_s": "nan"}, "^retention_s is nan; it must be greater than 0"),
+        ({"lease_ttl_s": "inf"}, "^lease_ttl_s is inf; it can be at most 1000000000"),
+        ({"connect_timeout_s": float("inf")}, "^connect_timeout_s is inf"),
+        ({"namespace": "a.b"}, "^(?!.*wrong type)"),
     ],
 )
 def test_a_wrong_setting_is_named(values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         load(values, {"XDG_CONFIG_HOME": "/nonexistent"})
+
+
+def test_jobs_can_be_kept_for_ever() -> None:
+    environ = {"XDG_CONFIG_HOME": "/nonexistent", "NBSCHED_RETENTION_S": "inf"}
+    assert load({}, environ).retention_s == float("inf")
 
 
 def test_a_missing_or_broken_config_file_is_named(tmp_path: Path) -> None:

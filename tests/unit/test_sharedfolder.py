@@ -77,14 +77,35 @@ def test_a_folder_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
         SharedFolder.open(tmp_path)
 
 
-def test_old_jobs_go_and_others_stay(folder: SharedFolder, tmp_path: Path) -> None:
+def test_jobs_that_nothing_is_added_to_are_found_and_removed(
+    folder: SharedFolder, tmp_path: Path
+) -> None:
     old = folder.write("old", "x", [b"1"])
     new = folder.write("new", "x", [b"2"])
     os.utime(tmp_path / "shared" / "old", (0, 0))
-    assert folder.remove_older(3600) == ["old"]
+    assert folder.unchanged_for(3600) == ["old"]
+    folder.remove("old")
+    assert folder.unchanged_for(3600) == []
     assert bytes(folder.map(new)) == b"2"
     with pytest.raises(FileNotFoundError):
         folder.map(old)
+
+
+@pytest.mark.parametrize("other_cluster", [("other", "key1"), ("one", "key2")])
+def test_each_cluster_has_a_part_of_the_folder_for_itself(
+    other_cluster: tuple[str, str], tmp_path: Path
+) -> None:
+    """Its namespace tells it from others on the same servers, its key from those elsewhere."""
+    one = SharedFolder.of(str(tmp_path / "shared"), "one", "key1")
+    other = SharedFolder.of(str(tmp_path / "shared"), *other_cluster)
+    assert one is not None
+    assert other is not None
+    name = one.write("job", "x", [b"1"])
+    assert other.unchanged_for(-60) == []
+    other.remove("job")
+    assert one.unchanged_for(-60) == ["job"]
+    assert bytes(one.map(name)) == b"1"
+    assert SharedFolder.of(None, "one", "key1") is None
 
 
 def test_more_files_than_may_be_mapped_are_read_instead(

@@ -50,13 +50,15 @@ def worker(name: str, **changes: object) -> WorkerInfo:
     return msgspec.structs.replace(info, **changes)
 
 
-JOBS = JobTable(
-    [
-        job(3, state="failed", failed=12, tags=("nightly", "gpu")),
-        job(2, name="score", state="succeeded", tags=("gpu",)),
-        job(1, total=None),
-    ]
-)
+def jobs() -> JobTable:
+    """Made anew: how long ago they were submitted is counted from now."""
+    return JobTable(
+        [
+            job(3, state="failed", failed=12, tags=("nightly", "gpu")),
+            job(2, name="score", state="succeeded", tags=("gpu",)),
+            job(1, total=None),
+        ]
+    )
 
 
 class _Text(HTMLParser):
@@ -79,16 +81,16 @@ class _Text(HTMLParser):
 
 
 def test_a_table_is_a_list_whose_parts_are_tables() -> None:
-    assert isinstance(JOBS, list)
-    assert len(JOBS) == 3
-    assert JOBS[0].state == "failed"
-    assert isinstance(JOBS[:2], JobTable)
-    assert [info.name for info in JOBS[1:]] == ["score", "train"]
-    assert msgspec.json.decode(msgspec.json.encode(JOBS[:1]))[0]["failed"] == 12
+    assert isinstance(jobs(), list)
+    assert len(jobs()) == 3
+    assert jobs()[0].state == "failed"
+    assert isinstance(jobs()[:2], JobTable)
+    assert [info.name for info in jobs()[1:]] == ["score", "train"]
+    assert msgspec.json.decode(msgspec.json.encode(jobs()[:1]))[0]["failed"] == 12
 
 
 def test_text_is_aligned_in_columns() -> None:
-    lines = repr(JOBS).splitlines()
+    lines = repr(jobs()).splitlines()
 
     assert lines[0].split() == [
         "id", "name", "state", "done", "failed", "submitted", "from", "tags",
@@ -120,16 +122,16 @@ def test_a_name_can_neither_break_the_text_nor_the_html() -> None:
 
 
 def test_html_says_what_the_text_says() -> None:
-    words = _Text(JOBS._repr_html_()).words
+    words = _Text(jobs()._repr_html_()).words
 
     assert "1,012/1,200" in words
     assert "nightly, gpu" in words
-    assert JOBS[0].id in words
+    assert jobs()[0].id in words
     assert "cancelled" not in words, "a column in which nothing stands is left out"
 
 
 def test_html_takes_its_colours_from_the_page() -> None:
-    html = JOBS._repr_html_()
+    html = jobs()._repr_html_()
 
     assert "color: inherit" in html
     assert "background: transparent" in html
@@ -153,23 +155,23 @@ def test_filters_by_field_tag_pattern_alternatives_and_predicate() -> None:
     def numbers(table: JobTable) -> list[int]:
         return [int(info.id[-1]) for info in table]
 
-    assert numbers(JOBS.filter(state="failed")) == [3]
-    assert numbers(JOBS.filter(state=("failed", "running"))) == [3, 1]
-    assert numbers(JOBS.filter(tag="gpu")) == [3, 2]
-    assert numbers(JOBS.filter(tag="n*")) == [3]
-    assert numbers(JOBS.filter(name="sc*")) == [2]
-    assert numbers(JOBS.filter(tag="gpu", name="train")) == [3]
-    assert numbers(JOBS.filter(total=None)) == [1]
-    assert numbers(JOBS.filter(lambda info: info.failed > 3)) == [3]
-    assert numbers(JOBS.filter(failed=lambda count: count == 0)) == [2, 1]
-    assert numbers(JOBS.filter()) == [3, 2, 1]
+    assert numbers(jobs().filter(state="failed")) == [3]
+    assert numbers(jobs().filter(state=("failed", "running"))) == [3, 1]
+    assert numbers(jobs().filter(tag="gpu")) == [3, 2]
+    assert numbers(jobs().filter(tag="n*")) == [3]
+    assert numbers(jobs().filter(name="sc*")) == [2]
+    assert numbers(jobs().filter(tag="gpu", name="train")) == [3]
+    assert numbers(jobs().filter(total=None)) == [1]
+    assert numbers(jobs().filter(lambda info: info.failed > 3)) == [3]
+    assert numbers(jobs().filter(failed=lambda count: count == 0)) == [2, 1]
+    assert numbers(jobs().filter()) == [3, 2, 1]
 
 
 def test_a_filter_that_can_match_nothing_is_an_error() -> None:
     with pytest.raises(ConfigurationError, match=r"no field 'status'\. Fields: id, name, state"):
-        JOBS.filter(status="failed")
+        jobs().filter(status="failed")
     with pytest.raises(ConfigurationError, match=r"no state 'faild'\. States: cancelled, failed"):
-        JOBS.filter(state="faild")
+        jobs().filter(state="faild")
     with pytest.raises(ConfigurationError, match="no field 'tag'"):
         WorkerTable().filter(tag="x")
 

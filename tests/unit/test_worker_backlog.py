@@ -35,6 +35,19 @@ def test_a_task_held_in_the_same_or_a_later_attempt_is_not_taken_twice() -> None
     assert backlog.add(some("a", 0, 4)) == 0
 
 
+def test_a_higher_priority_comes_first_and_equals_take_turns() -> None:
+    backlog = Backlog()
+    for job, priority in (("low", 0), ("a", 5), ("b", 5)):
+        told = brief(job, priority=priority)
+        backlog.add(RunSlice(Term(1), 1, told, 0, 2))
+    order = []
+    while backlog.queued:
+        job = backlog.turns()[0]
+        backlog.take(job, 1)
+        order.append(job)
+    assert order == ["a", "b", "a", "b", "low", "low"]
+
+
 def test_jobs_take_turns() -> None:
     backlog = Backlog()
     backlog.add(some("a", 0, 100))

@@ -132,6 +132,14 @@ class View {
     else if (state.kind === "cluster") this.cluster(state);
   }
 
+  // Nothing can be clicked any more.
+  freeze() {
+    for (const node of this.root.querySelectorAll("button")) {
+      if (node.classList.contains("link")) set(node, "aria-disabled", "true");
+      else node.remove();
+    }
+  }
+
   part(name, create) {
     if (!this.parts[name]) {
       this.parts[name] = create();
@@ -228,6 +236,7 @@ class View {
     const [scroll, pager] = area.children;
     const table = scroll.firstChild;
     set(table, "aria-label", state.tableLabel);
+    table.classList.toggle("no-items", !state.items);
     const create = (row) => this.makeRow(row);
     keyed(table, state.rows, (row) => row.index, create, (node, row) => {
       this.updateRow(node, row);
@@ -248,11 +257,13 @@ class View {
     const scroll = make("div", "scroll");
     const table = make("table");
     const head = table.createTHead().insertRow();
-    for (const word of ["Task", "Item", "State", "Try", "Worker", "Time", "Error", ""]) {
-      const cell = make("th", `c-${word.toLowerCase() || "do"}`, word);
-      cell.scope = "col";
-      head.append(cell);
+    for (const word of ["Task", "Item", "State", "Try", "Worker", "Time", "Error"]) {
+      head.append(make("th", `c-${word.toLowerCase()}`, word));
     }
+    const act = make("th", "c-do");
+    act.append(make("span", "unseen", "Action"));
+    head.append(act);
+    for (const cell of head.cells) cell.scope = "col";
     scroll.append(table, make("div", "empty"));
     const pager = make("div", "pager");
     pager.append(
@@ -427,9 +438,11 @@ function watch() {
 }
 
 function adopt(node) {
-  if (node.matches(SELECTOR)) displays.get(node.dataset.nbsched)?.mount(node);
-  for (const inner of node.querySelectorAll(SELECTOR)) {
-    displays.get(inner.dataset.nbsched)?.mount(inner);
+  const found = [...node.querySelectorAll(SELECTOR)];
+  if (node.matches(SELECTOR)) found.push(node);
+  for (const element of found) {
+    const [token, stage] = element.dataset.nbsched.split(":");
+    displays.get(token)?.meet(element, Number(stage));
   }
 }
 
@@ -444,13 +457,23 @@ class Display {
     model.on("comm_live_update", this.onLife);
   }
 
-  mount(element) {
-    if (this.resting || this.views.has(element)) return;
+  // HTML of a later end than the state's is the news: the state that goes with it follows.
+  // HTML of the same end says all, if there is nothing to click.
+  wants(stage) {
+    const state = this.model.get("state");
+    return stage < state.stage || (stage === state.stage && !state.idle);
+  }
+
+  meet(element, stage) {
+    if (!this.resting && !this.views.has(element) && this.wants(stage)) this.mount(element, stage);
+  }
+
+  mount(element, stage) {
     const host = make("div", "nbsched-live");
     const saved = [...element.children];
     for (const child of saved) child.style.display = "none";
     element.append(host);
-    this.views.set(element, { view: new View(this.model, host), host, saved });
+    this.views.set(element, { view: new View(this.model, host), host, saved, stage });
   }
 
   rest() {
@@ -459,15 +482,17 @@ class Display {
   }
 
   update() {
-    if (this.resting) {
-      this.resting = false;
-      adopt(document.body);
-    }
     // What an update has replaced in the page is not drawn any more. A cell that is only
     // scrolled out of sight comes back through the observer, and is drawn then.
     for (const [element, entry] of this.views) {
-      if (element.isConnected) entry.view.update();
+      if (element.isConnected && this.wants(entry.stage)) entry.view.update();
       else this.unmount(element);
+    }
+    const { stage } = this.model.get("state");
+    if (this.resting || stage !== this.stage) {
+      this.resting = false;
+      this.stage = stage;
+      adopt(document.body);
     }
   }
 
@@ -478,10 +503,15 @@ class Display {
     this.views.delete(element);
   }
 
+  // The model is gone. Where the HTML is older than the last state, that stays to be read.
   end() {
     this.model.off("change:state", this.onChange);
     this.model.off("comm_live_update", this.onLife);
-    for (const element of [...this.views.keys()]) this.unmount(element);
+    const { stage } = this.model.get("state");
+    for (const [element, entry] of this.views) {
+      if (entry.stage < stage && !this.resting) entry.view.freeze();
+      else this.unmount(element);
+    }
   }
 }
 
