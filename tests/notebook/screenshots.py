@@ -41,17 +41,17 @@ many = [f"photo-{i:02}.jpg" for i in range(400)]
 def running(notebook: Notebook) -> None:
     notebook.until(lambda: notebook.live(1).count() and notebook.now(1) >= 12)
     notebook.live(1).get_by_role("button", name="Running").click()
-    notebook.until(lambda: notebook.live(1).locator("tbody").count() > 0)
+    notebook.until(lambda: notebook.live(1).locator('tbody[data-task="111"]').count(), 60)
 
 
 def failed(notebook: Notebook) -> None:
-    notebook.until(lambda: notebook.live(1).count() and notebook.state(1) == "failed")
+    notebook.until(lambda: notebook.live(1).count() and notebook.state(1) == "failed", 60)
     notebook.live(1).get_by_role("button", name="Traceback of task 7").click()
     notebook.until(lambda: notebook.live(1).locator("pre:visible").count())
 
 
 def retried(notebook: Notebook) -> None:
-    notebook.until(lambda: notebook.live(1).count() and notebook.state(1) == "failed")
+    notebook.until(lambda: notebook.live(1).count() and notebook.state(1) == "failed", 60)
     notebook.run(2)
     notebook.live(1).get_by_role("button", name="Retry task 19").click()
     notebook.until(lambda: notebook.live(1).locator('tbody[data-state="done"]').count())
@@ -68,7 +68,16 @@ def finished(notebook: Notebook) -> None:
 
 
 def some(notebook: Notebook) -> None:
-    notebook.until(lambda: notebook.live(1).count() and notebook.now(1) > 12)
+    notebook.until(lambda: notebook.live(1).locator("tbody").count() > 1, 60)
+
+
+def saved(notebook: Notebook) -> None:
+    notebook.until(lambda: notebook.live(1).count() and notebook.state(1) == "failed", 60)
+    notebook.save()
+    notebook.page.evaluate("() => window.jupyterapp.serviceManager.sessions.shutdownAll()")
+    notebook.page.reload()
+    notebook.ready()
+    notebook.cell(1).locator("summary").first.click()
 
 
 def cluster(notebook: Notebook) -> None:
@@ -77,15 +86,15 @@ def cluster(notebook: Notebook) -> None:
 
 
 def future(notebook: Notebook) -> None:
-    notebook.until(lambda: notebook.live(1).count() and notebook.state(1) == "failed")
+    notebook.until(lambda: notebook.live(1).count() and notebook.state(1) == "failed", 60)
 
 
 SLOW = (
-    "slow = lambda path: time.sleep(1.5 if path[6:8] in ('12', '13') else 0.08) or resize(path)\n"
+    "slow = lambda path: time.sleep(6 if path[6:9] in ('110', '111') else 0.02) or resize(path)\n"
 )
 OK = "ok = lambda path: time.sleep(0.05) or path\n"
 SCENES: dict[str, tuple[tuple[str, ...], Callable[[Notebook], None]]] = {
-    "running": ((SLOW + "mf = cluster.map(slow, many * 2, name='resize')\nmf",), running),
+    "running": ((SLOW + "mf = cluster.map(slow, many, name='resize')\nmf",), running),
     "failed": (("mf = cluster.map(resize, paths)\nmf",), failed),
     "retried": (
         (
@@ -96,6 +105,7 @@ SCENES: dict[str, tuple[tuple[str, ...], Callable[[Notebook], None]]] = {
     ),
     "cancelled": ((OK + "mf = cluster.map(ok, many, name='thumbnails')\nmf",), cancelled),
     "finished": ((OK + "mf = cluster.map(ok, paths, name='thumbnails')\nmf",), finished),
+    "saved": (("mf = cluster.map(resize, paths)\nmf",), saved),
     "reattached": (
         ("cluster.attach(cluster.map(resize, many, name='resize again').id)",),
         some,

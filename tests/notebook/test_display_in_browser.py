@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,14 +11,14 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from nbsched import LocalCluster
 from support.jupyterlab import Notebook, Server
 
 OpenNotebook = Callable[..., Notebook]
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 SUBSHELLS = "@jupyterlab/apputils-extension:kernels-settings"
 
-LONG = "mf = cluster.map(work, range(400))\n"
+LONG = "mf = cluster.map(work, range(4000))\n"
+"""200 s on two CPUs, so whatever a test waits for comes before its end."""
 
 
 def html_of(path: Path, cell: int) -> str:
@@ -30,21 +29,32 @@ def html_of(path: Path, cell: int) -> str:
     return "".join(bundle.get("text/html", "") for bundle in data)
 
 
-def test_the_bar_moves_while_the_cell_blocks(open_notebook: OpenNotebook) -> None:
-    notebook = open_notebook("mf = cluster.map(work, range(60))\nmf.result()\nprint('end')")
+def held(gate: Path) -> str:
+    """A cell's definition of tasks that wait until the number in this file is larger."""
+    gate.write_text("0")
+    return f"""
+def held(x):
+    while int(open({str(gate)!r}).read() or 0) <= x:
+        time.sleep(0.02)
+"""
+
+
+def test_the_bar_moves_while_the_cell_blocks(open_notebook: OpenNotebook, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    call = "mf = cluster.map(held, range(60))\nmf.result()\nprint('end')"
+    notebook = open_notebook(held(gate) + call)
 
     notebook.run(1, wait=False)
-    seen = [notebook.until(lambda: notebook.live(1).count() and notebook.now(1), 10)]
-    for _ in range(3):
-        last = seen[-1]
-        seen.append(
-            notebook.until(lambda last=last: max(notebook.now(1) - last, 0) and notebook.now(1))
+    for through in (15, 30, 45):
+        gate.write_text(str(through))
+        notebook.until(
+            lambda through=through: notebook.live(1).count() and notebook.now(1) == through
         )
 
     assert notebook.busy(1)
-    assert seen == sorted(seen)
+    gate.write_text("60")
     notebook.wait(1)
-    assert "60 of 60 done" in notebook.text(1)
+    notebook.until(lambda: "60 of 60 done" in notebook.text(1))
 
 
 def test_a_click_on_cancel_stops_the_job_while_the_cell_blocks(open_notebook: OpenNotebook) -> None:
@@ -64,15 +74,26 @@ def test_a_click_on_cancel_stops_the_job_without_subshells(
         lab.setting(SUBSHELLS, commsOverSubshells="perCommTarget")
 
 
+def test_a_click_on_cancel_stops_the_job_with_ipykernel_6(
+    open_notebook: OpenNotebook, ipykernel6: str
+) -> None:
+    look = "import ipykernel; print(ipykernel.version_info[0])"
+    notebook = open_notebook(
+        LONG + "mf.wait()\nprint('ended', mf.cancelled())", look, kernel=ipykernel6
+    )
+    check_cancel(notebook)
+    notebook.run(2)
+    assert "6" in notebook.text(2)
+
+
 def check_cancel(notebook: Notebook) -> None:
     notebook.run(1, wait=False)
-    notebook.until(lambda: notebook.live(1).count() and notebook.now(1), 10)
+    notebook.until(lambda: notebook.live(1).count() and notebook.now(1))
     assert notebook.busy(1)
 
     notebook.live(1).get_by_role("button", name="Cancel job").click()
 
-    # Uncancelled, the job takes 20 s.
-    notebook.wait(1, 8)
+    notebook.wait(1)
     notebook.until(lambda: "ended True" in notebook.text(1))
     notebook.until(lambda: notebook.state(1) == "cancelled")
 
@@ -98,6 +119,25 @@ def test_retry_on_a_failed_row_turns_that_task_green_and_only_that(
     # The file says it as well.
     notebook.save()
     assert "13 of 15 done" in re.sub("<[^>]+>", "", html_of(notebook.path, 1))
+
+
+def test_a_job_that_is_retried_from_another_cell_comes_alive_in_its_own(
+    open_notebook: OpenNotebook, tmp_path: Path
+) -> None:
+    call = (
+        f"mf = cluster.map(lambda x: fails_at_first(x, {str(tmp_path)!r}), range(15))\n"
+        "mf.wait()\nmf"
+    )
+    notebook = open_notebook(call, "mf.retry()")
+    notebook.run(1)
+    notebook.until(lambda: notebook.live(1).count() and notebook.state(1) == "failed")
+
+    notebook.run(2)
+
+    notebook.until(lambda: "15 of 15 done" in notebook.text(1))
+    # All is well, so there is nothing to click: the page shows what the file keeps.
+    notebook.until(lambda: notebook.live(1).count() == 0)
+    assert "✓ succeeded" in notebook.text(1)
 
 
 def test_a_traceback_opens_on_demand_and_by_keyboard(
@@ -139,7 +179,7 @@ def test_the_interrupt_button_cancels_the_job_and_leaves_the_client_usable(
 
 
 def test_a_reload_in_the_middle_of_a_job_goes_on_live(open_notebook: OpenNotebook) -> None:
-    notebook = open_notebook("mf = cluster.map(work, range(200))\nmf", "mf.wait();")
+    notebook = open_notebook(LONG + "mf")
     notebook.run(1)
     notebook.until(lambda: notebook.live(1).count() and notebook.now(1))
     notebook.save()
@@ -148,19 +188,57 @@ def test_a_reload_in_the_middle_of_a_job_goes_on_live(open_notebook: OpenNoteboo
     notebook.page.reload()
     notebook.ready()
 
-    notebook.until(lambda: notebook.live(1).count() == 1, 15, "a live display after the reload")
+    notebook.until(lambda: notebook.live(1).count() == 1, what="a live display after the reload")
     before = notebook.now(1)
     notebook.until(lambda: notebook.now(1) > before + 5)
     notebook.live(1).get_by_role("button", name="Cancel job").click()
-    notebook.until(lambda: notebook.state(1) == "cancelled", 10)
+    notebook.until(lambda: notebook.state(1) == "cancelled")
 
 
-def test_two_displays_of_a_job_show_the_same_and_end_static(open_notebook: OpenNotebook) -> None:
-    notebook = open_notebook("mf = cluster.map(work, range(40))\nmf", "mf", "mf.wait();")
+def test_a_page_that_has_missed_the_end_of_a_job_shows_it_all_the_same(
+    open_notebook: OpenNotebook, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    slow = (
+        "def slow(x):\n"
+        "    import os, time\n"
+        "    ends = time.monotonic() + 60\n"
+        f"    while not os.path.exists({str(go)!r}) and time.monotonic() < ends:\n"
+        "        time.sleep(0.05)\n"
+    )
+    notebook = open_notebook(slow + "mf = cluster.map(slow, range(3))\nmf")
+    notebook.run(1)
+    notebook.until(lambda: notebook.live(1).count())
+    notebook.save()
+
+    # It has another output now than the one that the kernel would update.
+    notebook.page.reload()
+    notebook.ready()
+    notebook.until(lambda: notebook.live(1).count(), what="a live display after the reload")
+    go.touch()
+    notebook.until(lambda: notebook.state(1) == "succeeded")
+
+    notebook.page.reload()
+    notebook.ready()
+    assert "As of " in html_of(notebook.path, 1)
+    notebook.until(lambda: notebook.live(1).count(), what="a live display after the end")
+    assert "3 of 3 done" in notebook.live(1).inner_text()
+    assert "✓ succeeded" in notebook.live(1).inner_text()
+    assert "As of " not in notebook.text(1)
+
+
+def test_two_displays_of_a_job_show_the_same_and_end_static(
+    open_notebook: OpenNotebook, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    call = "mf = cluster.map(held, range(40))\nmf"
+    notebook = open_notebook(held(gate) + call, "mf", "mf.wait();")
     for index in (1, 2):
         notebook.run(index)
     notebook.until(lambda: all(notebook.live(index).count() for index in (1, 2)))
-    notebook.until(lambda: all(notebook.now(index) > 10 for index in (1, 2)))
+    gate.write_text("20")
+    notebook.until(lambda: all(notebook.now(index) == 20 for index in (1, 2)))
+    gate.write_text("40")
     notebook.run(3)
 
     for index in (1, 2):
@@ -170,7 +248,7 @@ def test_two_displays_of_a_job_show_the_same_and_end_static(open_notebook: OpenN
 
 
 def test_after_a_kernel_restart_attach_draws_the_live_job(open_notebook: OpenNotebook) -> None:
-    cells = ("mf = cluster.map(work, range(200))\nmf", "cluster.attach(cluster.jobs()[0].id)")
+    cells = (LONG + "mf", "cluster.attach(cluster.jobs()[0].id)")
     notebook = open_notebook(*cells)
     notebook.run(1)
     notebook.until(lambda: notebook.live(1).count() and notebook.now(1))
@@ -180,16 +258,16 @@ def test_after_a_kernel_restart_attach_draws_the_live_job(open_notebook: OpenNot
     notebook.page.locator(".jp-Dialog .jp-mod-accept").click()
     notebook.ready()
     # Without its kernel the old display is what the file keeps, and says how to go on.
-    notebook.until(lambda: notebook.live(1).count() == 0, 10, "the static display")
+    notebook.until(lambda: notebook.live(1).count() == 0, what="the static display")
     assert "cluster.attach(" in notebook.text(1)
     notebook.run(0)
     notebook.run(2)
 
-    notebook.until(lambda: notebook.live(2).count() and notebook.now(2), 10)
+    notebook.until(lambda: notebook.live(2).count() and notebook.now(2))
     before = notebook.now(2)
     notebook.until(lambda: notebook.now(2) > before)
     notebook.live(2).get_by_role("button", name="Cancel job").click()
-    notebook.until(lambda: notebook.state(2) == "cancelled", 10)
+    notebook.until(lambda: notebook.state(2) == "cancelled")
 
 
 def test_saved_closed_and_reopened_a_notebook_shows_how_its_job_ended(
@@ -200,7 +278,7 @@ def test_saved_closed_and_reopened_a_notebook_shows_how_its_job_ended(
     notebook.run(1)
     notebook.until(lambda: notebook.live(1).count() and notebook.state(1) == "failed")
     # The page is told first; the output that is saved follows within a message or two.
-    notebook.until(lambda: _saved_text_has(notebook, "24/30 done"), 10)
+    notebook.until(lambda: _saved_text_has(notebook, "24/30 done"))
     lab.shut_kernels_down()
 
     notebook.page.goto("about:blank")
@@ -225,79 +303,9 @@ def _saved_text_has(notebook: Notebook, words: str) -> bool:
 def export(path: Path) -> str:
     """The notebook as nbconvert's HTML."""
     command = [sys.executable, "-m", "nbconvert", "--to", "html", "--stdout", "--log-level=ERROR"]
-    done = subprocess.run([*command, str(path)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*command, str(path)], capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def test_a_job_of_100_000_tasks_keeps_the_page_quiet(open_notebook: OpenNotebook) -> None:
-    job = "mf = cluster.map(lambda x: time.sleep(0.0001), range(100_000))\n"
-    notebook = open_notebook(job + "display(mf)\nmf.wait();")
-    notebook.page.evaluate("() => { window.updates = []; window.longTasks = []; }")
-
-    notebook.run(1)
-    notebook.until(lambda: "100,000 of 100,000 done" in notebook.text(1), 30)
-
-    told: list[tuple[str, float]] = notebook.page.evaluate("window.updates")
-    at = [when for _, when in told]
-    most = _most_within(at, 980)
-    long_tasks: list[float] = notebook.page.evaluate("window.longTasks")
-    print(f"messages {len(at)}, at most {most} in a second; long tasks {long_tasks} ms")
-    # It ends with two more: the output without the live view, and the model's end.
-    assert len(at) > 10
-    assert most <= 5 + 2
-    middle = [t for t in at if at[0] + 1500 < t < at[-1] - 1500]
-    # Counted where they arrive, some sooner and some later than they were sent: so over
-    # three seconds, which hold one more than fifteen from edge to edge.
-    assert _most_within(middle, 3000) <= 3 * 5 + 1
-    assert max(long_tasks, default=0) < 200
-
-
-def _most_within(at: list[float], span_ms: float) -> int:
-    """The most of these moments that lie within such a time."""
-    return max(sum(start <= t < start + span_ms for t in at) for start in at)
-
-
-def test_the_end_of_a_task_is_seen_within_half_a_second(
-    open_notebook: OpenNotebook, lab_cluster: LocalCluster
-) -> None:
-    define = "def end(x):\n    time.sleep(0.4)\n    return time.time()\n"
-    notebook = open_notebook(
-        define + "mf = cluster.map(end, range(24))\nmf", "print(*sorted(mf.result()))"
-    )
-    notebook.page.evaluate(WATCH_BAR)
-
-    notebook.run(1)
-    notebook.until(lambda: "24 of 24 done" in notebook.text(1))
-    notebook.run(2)
-
-    seen: list[tuple[int, float]] = notebook.page.evaluate("window.seen")
-    ends = [float(word) for word in notebook.text(2).split()]
-    delays = []
-    for number, end in enumerate(ends, start=1):
-        first = min((at / 1000 for done, at in seen if done >= number), default=None)
-        if first is not None:
-            delays.append(first - end)
-    print(f"from a task's end to its pixel: median {statistics.median(delays) * 1000:.0f} ms")
-    assert len(delays) >= 20
-    assert statistics.median(delays) < 0.5
-
-
-WATCH_BAR = """
-() => {
-  window.seen = [];
-  const look = () => {
-    for (const host of document.querySelectorAll(".nbsched-live")) {
-      const bar = host.shadowRoot?.querySelector("[role=progressbar]");
-      const now = Number(bar?.getAttribute("aria-valuenow") ?? -1);
-      const last = window.seen.at(-1);
-      if (!last || last[0] !== now) window.seen.push([now, Date.now()]);
-    }
-    requestAnimationFrame(look);
-  };
-  look();
-}
-"""
 
 
 def test_a_future_and_the_cluster_draw_themselves(open_notebook: OpenNotebook) -> None:
@@ -308,7 +316,7 @@ def test_a_future_and_the_cluster_draw_themselves(open_notebook: OpenNotebook) -
     notebook.until(lambda: "✓ done" in notebook.text(1), 30)
     assert "<nbsched.Future" in notebook.text(2)
     notebook.until(lambda: "2 of 2 CPUs" in notebook.live(3).inner_text(), 10)
-    for words in ("leads", "GiB", "of 400"):
+    for words in ("leads", "GiB", "of 4,000"):
         assert words in notebook.live(3).inner_text()
     notebook.live(3).get_by_role("button", name="Cancel job work").first.click()
     notebook.until(lambda: "⊘ cancelled" in notebook.live(3).inner_text(), 15)
