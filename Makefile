@@ -1,7 +1,9 @@
 # Everything a fresh machine needs: Python 3.10 or later, make, a package index.
 #
 #   make demo     install what users need, and run the demo on a private cluster
-#   make test     install what developers need too, and run all tests; ARGS="-k name"
+#   make test     install what developers need too, and run all tests side by side;
+#                 ARGS="-k name": only these, one after another
+#   make chaos    faults by seeds on real servers: N=300 schedules, or SEED=7 again
 #   make bench    measure all systems side by side; under an hour, benchmarks/results.md
 #   make bench-quick   the same of three systems, in a few minutes; ARGS=--smoke: does it run?
 #   make lint     style, types and the direction of imports
@@ -9,6 +11,9 @@
 
 PYTHON ?= python3
 ARGS ?=
+N ?= 100
+SEED ?=
+FIRST ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -17,14 +22,22 @@ BIN := $(VENV)/bin
 USER_STAMP := $(VENV)/.installed-for-users
 DEV_STAMP := $(VENV)/.installed-for-developers
 
-.PHONY: demo test bench bench-quick lint clean
+# The groups of tests, and which begin first, are in tests/conftest.py.
+SIDE_BY_SIDE := --numprocesses 4 --dist loadgroup --no-loadscope-reorder
+
+.PHONY: demo test chaos bench bench-quick lint clean
 .DELETE_ON_ERROR:
 
 demo: $(USER_STAMP)
 	$(BIN)/nbsched demo $(ARGS)
 
 test: $(DEV_STAMP)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(or $(ARGS),$(SIDE_BY_SIDE))
+
+# Twenty of these schedules are a part of the tests.
+chaos: $(DEV_STAMP)
+	PYTHONPATH=tests $(BIN)/python -m chaos.run \
+	  $(if $(SEED),$(SEED),--first $(FIRST) --count $(N)) $(ARGS)
 
 # Every system gets an environment of its own, made from the Python that runs this.
 bench: $(BIN)/python
