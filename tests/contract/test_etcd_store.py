@@ -25,7 +25,7 @@ from support.serverprocess import free_ports
 ROOT = "/nbsched/demo/"
 KEY = f"{ROOT}a"
 PASSWORD = "correct horse"
-WITHIN_S = 10.0
+WITHIN_S = 60.0
 
 
 def settings(*endpoints: str, **more: Any) -> Settings:
@@ -43,7 +43,7 @@ async def connected(*endpoints: str, **more: Any) -> AsyncIterator[EtcdStore]:
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(main, 60))
+    asyncio.run(asyncio.wait_for(main, 120))
 
 
 async def until(condition: Callable[[], bool]) -> None:

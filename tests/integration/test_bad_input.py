@@ -141,7 +141,7 @@ def test_iterables_of_different_length(cluster: LocalCluster) -> None:
 
 def test_an_empty_iterable_is_an_empty_result(cluster: LocalCluster) -> None:
     mf = cluster.map(abs, [])
-    assert (mf.result(20), mf.done(), len(mf), list(mf)) == ([], True, 0, [])
+    assert (mf.result(60), mf.done(), len(mf), list(mf)) == ([], True, 0, [])
 
 
 @pytest.mark.parametrize(
@@ -211,11 +211,11 @@ def test_a_closed_cluster_says_so(cluster: LocalCluster) -> None:
     mf = second.map(time.sleep, [0.5])
     second.close()
     with pytest.raises(errors.NbschedError, match="attach"):
-        mf.result(20)
+        mf.result(60)
     with pytest.raises(errors.NbschedError, match="closed"):
         second.map(abs, [1])
     again = cluster.attach(mf.id)
-    assert again.result(20) == [None]
+    assert again.result(60) == [None]
 
 
 def test_settings_that_do_not_exist() -> None:

@@ -66,7 +66,7 @@ def test_a_package_that_a_worker_lacks_is_named_with_the_worker(
     module = importlib.import_module("only_here")
 
     with pytest.raises(errors.InputNotReadableError, match="only_here") as caught:
-        cluster.map(module.f, [1]).result(20)
+        cluster.map(module.f, [1]).result(60)
 
     assert cluster.workers()[0].host in str(caught.value)
     sys.modules.pop("only_here")
@@ -101,11 +101,11 @@ def test_what_uses_its_modules_lock_travels_however_it_was_imported(
     module = _imported()
     answer, adder = module.answer, module.Adder(3)
 
-    assert cluster.map(answer, [1, 2]).result(20) == [1, 2]
-    assert cluster.map(lambda x: answer(x), [1, 2]).result(20) == [1, 2]
-    assert cluster.map(adder.add, [1, 2]).result(20) == [4, 5]
-    assert cluster.map(lambda a: a.add(1), [adder]).result(20) == [4]
-    (back,) = cluster.map(lambda x: module.Adder(x), [5]).result(20)
+    assert cluster.map(answer, [1, 2]).result(60) == [1, 2]
+    assert cluster.map(lambda x: answer(x), [1, 2]).result(60) == [1, 2]
+    assert cluster.map(adder.add, [1, 2]).result(60) == [4, 5]
+    assert cluster.map(lambda a: a.add(1), [adder]).result(60) == [4]
+    (back,) = cluster.map(lambda x: module.Adder(x), [5]).result(60)
     assert type(back) is module.Adder
     assert back.add(1) == 6
 
@@ -119,4 +119,4 @@ def test_an_edited_module_is_the_edited_one_on_the_next_call(
         module = _imported()
         f = module.answer
         for fn in (module.answer, lambda x: module.answer(x), lambda x: f(x)):  # noqa: B023
-            assert set(cluster.map(fn, range(8)).result(20)) == {answer.strip("'")}
+            assert set(cluster.map(fn, range(8)).result(60)) == {answer.strip("'")}

@@ -46,13 +46,13 @@ def test_connections_of_a_dropped_cluster_go_away(cluster: LocalCluster) -> None
     dropped = [_again(cluster) for _ in range(3)]
     sessions = [weakref.ref(each._session) for each in dropped]
     for each in dropped:
-        assert each.submit(abs, -2).result(20) == 2
+        assert each.submit(abs, -2).result(60) == 2
     assert _sockets() > before
     del dropped, each
 
     until(lambda: all(map(_gone, sessions)), what="the sessions are gone")
     until(lambda: _sockets() <= before, what="the connections are closed")
-    assert cluster.submit(abs, -3).result(20) == 3
+    assert cluster.submit(abs, -3).result(60) == 3
 
 
 @pytest.mark.parametrize("kind", ["map", "task of a map", "submit"])
@@ -72,7 +72,7 @@ def test_a_future_keeps_the_connection_of_a_dropped_cluster(
     del second, submitter
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
-            future.result(20)  # type: ignore[attr-defined]
+            future.result(60)  # type: ignore[attr-defined]
         gc.collect()
         found = session()
         assert found is not None
@@ -80,7 +80,7 @@ def test_a_future_keeps_the_connection_of_a_dropped_cluster(
         del found
         assert future.retry()  # type: ignore[attr-defined]
     with pytest.raises(ZeroDivisionError):
-        future.result(20)  # type: ignore[attr-defined]
+        future.result(60)  # type: ignore[attr-defined]
     del future
     until(lambda: _gone(session), what="the session is gone with the last future")
 
@@ -88,7 +88,7 @@ def test_a_future_keeps_the_connection_of_a_dropped_cluster(
 def test_options_keep_the_connection_too(cluster: LocalCluster) -> None:
     submitter = _again(cluster).options(retry=1)
     gc.collect()
-    assert submitter.submit(abs, -1).result(20) == 1
+    assert submitter.submit(abs, -1).result(60) == 1
 
 
 def test_a_job_goes_on_when_its_client_is_dropped(cluster: LocalCluster) -> None:
@@ -97,7 +97,7 @@ def test_a_job_goes_on_when_its_client_is_dropped(cluster: LocalCluster) -> None
     job = second.map(abs, range(-50, 0)).id
     del second
     until(lambda: _gone(session))
-    assert cluster.attach(job).result(20) == list(range(50, 0, -1))
+    assert cluster.attach(job).result(60) == list(range(50, 0, -1))
 
 
 def test_a_closed_cluster_is_not_closed_again(cluster: LocalCluster) -> None:
@@ -112,7 +112,7 @@ def test_a_closed_cluster_is_not_closed_again(cluster: LocalCluster) -> None:
 def test_the_servers_of_a_private_cluster_stay_as_long_as_its_futures() -> None:
     mf = LocalCluster(workers=1, cpus=1).map(abs, [-1, -2])
     gc.collect()
-    assert mf.result(20) == [1, 2]
+    assert mf.result(60) == [1, 2]
 
 
 def test_the_latest_cluster_is_the_last_one_that_is_open(cluster: LocalCluster) -> None:

@@ -141,7 +141,7 @@ def test_a_full_etcd_pauses_a_submit_that_says_so(
     quota = ("--quota-backend-bytes", str(8 * MB))
     with own_cluster(tmp_path, etcd_options=quota) as (cluster, etcd, _):
         old = cluster.submit(abs, -1)
-        assert old.result(20) == 1
+        assert old.result(60) == 1
         until(lambda: cluster.jobs(state="succeeded"))
         keys = _fill(etcd)
         submitting = InThread(lambda: cluster.submit(abs, -2))
@@ -159,7 +159,7 @@ def test_a_full_etcd_pauses_a_submit_that_says_so(
         cluster.forget(old.job_id)  # what it needs no room for
         assert cluster.jobs() == []
         _make_room(etcd, keys)
-        assert submitting.result().result(20) == 2
+        assert submitting.result().result(60) == 2
         until(lambda: cluster.jobs(state="succeeded"), what="its end is recorded")
 
 
@@ -198,7 +198,7 @@ def test_a_full_disk_pauses_a_local_cluster_that_says_so(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
     with LocalCluster(workers=1, cpus=2) as cluster:
-        assert len(cluster.submit(noise, 1).result(20)) == KB
+        assert len(cluster.submit(noise, 1).result(60)) == KB
         mf = cluster.map(slow_noise, [30] * 1000)
         until(lambda: mf.progress.ok > 10)
         filler = _fill_disk(small_disk)
@@ -241,6 +241,6 @@ def test_a_log_whose_disk_is_full_says_so(small_disk: Path) -> None:
             await bus.close()
 
     try:
-        asyncio.run(asyncio.wait_for(test(), 60))
+        asyncio.run(asyncio.wait_for(test(), 120))
     finally:
         server.kill()

@@ -32,7 +32,7 @@ from nbsched.model import ClientId, JobId, JobRecord, JobState, JobStatus, Term,
 from nbsched.names import Names
 from nbsched.settings import Settings, load
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 def eventually(condition: Callable[[], bool], deadline_s: float = DEADLINE_S) -> None:
@@ -531,7 +531,7 @@ def test_down_counts_the_jobs_that_go_on_after_the_next_up(
     settings: Settings, tmp_path: Path
 ) -> None:
     with Cluster() as local:
-        assert local.submit(abs, -1).result(20) == 1
+        assert local.submit(abs, -1).result(60) == 1
         pid_of_busy_kernel(local, tmp_path / "pid")
         answer = CliRunner().invoke(cli.main, ["down"])
     assert answer.output == (

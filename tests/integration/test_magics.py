@@ -232,7 +232,7 @@ def test_an_interrupt_cancels_the_cell(
 
 def test_jobs_and_workers_are_tables(notebook: Notebook, cluster: LocalCluster) -> None:
     mf = cluster.map(lambda x: 1 // x, [0], tags=("odd",), name="fails")
-    mf.wait(20)
+    mf.wait(60)
     until(lambda: cluster.jobs(name="fails", state="failed"))
 
     found = notebook.run("%nbsched jobs --state failed,cancelled --tag odd -n 1").result
@@ -267,18 +267,18 @@ def test_a_job_is_cancelled_by_its_id_or_its_future(
 
     ran = notebook.run("%nbsched cancel mf")
     assert f"Job {notebook['mf'].id} is being cancelled." in ran.text
-    assert notebook["mf"].wait(20)
+    assert notebook["mf"].wait(60)
     ran = notebook.run(f"%nbsched cancel {notebook['mf'].id}")
     assert "has ended already" in ran.text
 
 
 def test_attach_brings_a_future_back(notebook: Notebook, cluster: LocalCluster) -> None:
     mf = cluster.map(abs, [-1])
-    mf.result(20)
+    mf.result(60)
 
     notebook.run(f"again = %nbsched attach {mf.id}")
 
-    assert notebook["again"].result(20) == [1]
+    assert notebook["again"].result(60) == [1]
 
 
 @pytest.mark.parametrize(

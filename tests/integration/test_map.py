@@ -46,7 +46,7 @@ def test_submit_passes_arguments_and_keywords(cluster: LocalCluster) -> None:
         return sep.join(parts)
 
     future = cluster.submit(join, "a", "b", sep="-")
-    assert future.result(20) == "a-b"
+    assert future.result(60) == "a-b"
     assert future.done()
 
 
@@ -54,11 +54,11 @@ def test_a_submit_with_large_arguments_is_whole_and_can_be_attached_and_cancelle
     cluster: LocalCluster,
 ) -> None:
     future = cluster.submit(len, b"x" * 200_000)
-    assert future.result(20) == 200_000
+    assert future.result(60) == 200_000
     job = future.job_id
     del future
     again = cluster.attach(job)
-    assert again.result(20) == 200_000
+    assert again.result(60) == 200_000
     (info,) = [info for info in cluster.jobs() if info.id == job]
     assert info.total == 1
     slow = cluster.submit(lambda _: time.sleep(60), b"x" * 200_000)
@@ -95,9 +95,9 @@ def test_as_completed_gives_every_future_once(cluster: LocalCluster) -> None:
 
 def test_indexing_gives_futures_and_slices(cluster: LocalCluster) -> None:
     mf = cluster.map(abs, [-1, -2, -3])
-    assert mf[1].result(20) == 2
-    assert mf[-1].result(20) == 3
-    assert [future.result(20) for future in mf[:2]] == [1, 2]
+    assert mf[1].result(60) == 2
+    assert mf[-1].result(60) == 3
+    assert [future.result(60) for future in mf[:2]] == [1, 2]
     with pytest.raises(IndexError, match="no task 3"):
         mf[3]
     assert len(mf) == 3

@@ -111,7 +111,7 @@ def test_cancel_keeps_what_was_printed(cluster: LocalCluster, tmp_path: Path) ->
     mf = cluster.map(lambda _: linger(), [0])
     until(begun.exists)
     assert mf[0].cancel()
-    mf.wait(20)
+    mf.wait(60)
     assert mf[0].cancelled()
     assert mf[0].stdout == "so far\n"
 
@@ -251,7 +251,7 @@ def test_text_can_be_read_while_the_task_runs(cluster: LocalCluster, tmp_path: P
     assert isinstance(again, MapFuture)
     assert not future.done()
     go_on.touch()
-    mf.wait(20)
+    mf.wait(60)
     assert future.stdout == "out\ndone\nnative\n"
     assert mf.tail(1) == "[0] done"
 
@@ -271,8 +271,8 @@ def test_another_client_sees_it_too(cluster: LocalCluster, tmp_path: Path) -> No
         assert isinstance(attached, MapFuture)
         until(lambda: "before" in attached.tail() and attached.tail().endswith("."))
         go_on.touch()
-        attached.wait(20)
-        mf.wait(20)  # it may have been told later
+        attached.wait(60)
+        mf.wait(60)  # it may have been told later
         assert attached[0].stdout.startswith("before\n.")
         assert attached[0].stdout == mf[0].stdout
 

@@ -30,7 +30,7 @@ def _under(stored: dict[str, bytes], folder: str) -> list[Any]:
 
 def test_members_leader_job_and_status_are_readable_json(cluster: LocalCluster) -> None:
     mf = cluster.map(abs, range(10))
-    mf.result(20)
+    mf.result(60)
     until(lambda: [j for j in cluster.jobs() if j.id == mf.id and j.state == "succeeded"])
     _, stored = _stored(cluster)
     (member,) = _under(stored, "workers")
@@ -55,7 +55,7 @@ def test_etcd_writes_do_not_grow_with_the_tasks(cluster: LocalCluster) -> None:
 
 def test_requests_are_deleted_when_they_have_been_carried_out(cluster: LocalCluster) -> None:
     mf = cluster.map(lambda x: 1 // x, [0, 1])
-    mf.wait(20)
+    mf.wait(60)
     mf.retry()
-    mf.wait(20)
+    mf.wait(60)
     until(lambda: not _under(_stored(cluster)[1], "requests"), what="no request is left")

@@ -98,7 +98,7 @@ def test_nothing_is_left_of_forgotten_jobs_of_all_kinds(cluster: LocalCluster) -
     in_files = cluster.map(lambda array: array + 1, [np.zeros(MIB)] * 2)
     uploaded.result(60)
     in_files.result(60)
-    assert small.result(20) == 1
+    assert small.result(60) == 1
     found = kept(cluster)
     assert len([key for key in found.keys if key.startswith("jobs/")]) == 3
     assert {in_files.id, uploaded.id} <= set(found.files)
@@ -115,7 +115,7 @@ def test_a_job_that_has_not_ended_is_not_forgotten(cluster: LocalCluster) -> Non
     with pytest.raises(JobNotEndedError, match=r"(waiting|running).*cancel\(\) it first"):
         mf.forget()
     mf.cancel()
-    assert mf.wait(20)
+    assert mf.wait(60)
     mf.forget()
     with pytest.raises(JobNotFoundError, match="was forgotten"):
         mf.forget()
@@ -123,7 +123,7 @@ def test_a_job_that_has_not_ended_is_not_forgotten(cluster: LocalCluster) -> Non
 
 def test_attach_says_that_a_forgotten_job_is_gone(cluster: LocalCluster) -> None:
     mf = cluster.map(abs, [1, 2])
-    mf.result(20)
+    mf.result(60)
     mf.forget()
     with again(cluster) as other:
         for client in (cluster, other):
@@ -135,8 +135,8 @@ def test_results_that_were_loaded_stay_and_the_rest_says_that_it_is_gone(
     cluster: LocalCluster,
 ) -> None:
     mf = cluster.map(lambda i: np.full(MIB, i) if i else "small", range(2))
-    loaded = mf[1].result(20)
-    mf.wait(20)
+    loaded = mf[1].result(60)
+    mf.wait(60)
     mf.forget()
     until(lambda: kept(cluster) == NOTHING)
     assert mf[0].result(0) == "small"
@@ -153,7 +153,7 @@ def test_who_waits_for_a_job_that_somebody_else_forgets_is_told(
     monkeypatch.setattr(gonejobs, "LOOK_S", 0.05)
     with again(cluster) as other:
         mf = other.map(lambda x: 1 // x, [0, 1])
-        mf.wait(20)
+        mf.wait(60)
         until(lambda: not unfinished(other))
         # As a request that the leader drops, as the job is gone: the task stays open.
         mf._tracker.reopen(mf._tracker.to_retry([0]))
@@ -161,10 +161,10 @@ def test_who_waits_for_a_job_that_somebody_else_forgets_is_told(
         failing.add_done_callback(lambda future: ended.set())
         cluster.forget(mf.id)
         with pytest.raises(JobForgottenError):
-            mf.result(20)
+            mf.result(60)
         with pytest.raises(JobForgottenError):
-            failing.result(20)
-        assert ended.wait(20)
+            failing.result(60)
+        assert ended.wait(60)
         assert mf[1].result(0) == 1
 
 
@@ -174,7 +174,7 @@ def test_attach_says_when_outcomes_are_not_in_the_log_any_more(
     """As after a NATS that lost its data."""
     monkeypatch.setattr(gonejobs, "LOOK_S", 0.05)
     mf = cluster.map(abs, range(100))
-    mf.result(20)
+    mf.result(60)
     until(lambda: not unfinished(cluster))
 
     async def lose() -> None:
@@ -187,7 +187,7 @@ def test_attach_says_when_outcomes_are_not_in_the_log_any_more(
     with again(cluster) as other:
         attached = other.attach(mf.id)
         with pytest.raises(ResultsLostError, match=r"100 of its 100 outcomes.*Submit"):
-            attached.result(20)
+            attached.result(60)
     assert mf.result(0) == list(range(100))
 
 
@@ -210,7 +210,7 @@ def test_prune_forgets_ended_jobs_and_only_those_that_are_meant(
 
     tagged = cluster.options(tags=("a",)).submit(abs, 1)
     other, slow = cluster.submit(abs, 2), cluster.submit(time.sleep, 60)
-    assert (tagged.result(20), other.result(20)) == (1, 2)
+    assert (tagged.result(60), other.result(20)) == (1, 2)
     until(lambda: len(unfinished(cluster)) == 1)
     assert jobs("--prune", "--older-than", "1h") == "0 jobs are forgotten.\n"
     assert jobs("--prune", "--tag", "a") == "1 job is forgotten.\n"
@@ -244,12 +244,12 @@ def test_prune_refuses_what_may_not_be_meant(options: list[str], words: str) -> 
 def test_a_job_goes_by_itself_and_a_new_leader_goes_on_with_that() -> None:
     with LocalCluster(workers=2, cpus=1, retention_s=1.0, lease_ttl_s=2.0) as cluster:
         first = cluster.map(lambda array: array + 1, [np.zeros(MIB)] * 2)
-        first.result(20)
+        first.result(60)
         until(lambda: kept(cluster) == NOTHING, what="the first job has gone")
         assert float(first[0].result()[0]) == 1.0
         leader = next(worker for worker in cluster.workers() if worker.leader)
         second = cluster.map(abs, range(1000))
-        second.result(20)
+        second.result(60)
         os.kill(leader.pid, signal.SIGKILL)
         until(lambda: kept(cluster) == NOTHING, what="the second job has gone", timeout_s=60)
         with pytest.raises(JobNotFoundError):

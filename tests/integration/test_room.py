@@ -88,10 +88,10 @@ def test_etcd_and_logs_do_not_grow_under_a_steady_load() -> None:
             for number in range(jobs):
                 if number % 10 == 0:
                     mf = cluster.map(len, LARGE_ITEMS)
-                    assert mf.result(20) == [10_000] * 20
+                    assert mf.result(60) == [10_000] * 20
                 else:
                     mf = cluster.map(abs, range(5))
-                    assert mf.result(20) == list(range(5))
+                    assert mf.result(60) == list(range(5))
                 if number % 2:
                     mf.forget()  # the others go by themselves
             until(lambda: not cluster.jobs(), what="every job has gone")
@@ -110,7 +110,7 @@ def test_etcd_and_logs_do_not_grow_under_a_steady_load() -> None:
 def test_a_large_job_leaves_nothing_behind_when_it_is_forgotten() -> None:
     with LocalCluster(workers=1, cpus=2) as cluster:
         first = cluster.map(len, LARGE_ITEMS)  # a client that uploads has a key, too
-        first.result(20)
+        first.result(60)
         first.forget()
         until(lambda: size(cluster.settings).messages == 0)
         before, used_before = size(cluster.settings), database_bytes(cluster.settings)

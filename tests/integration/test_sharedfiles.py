@@ -82,13 +82,13 @@ def test_a_result_whose_file_is_gone_says_so_and_can_be_had_again(cluster: Local
     with pytest.raises(ResultNotReadableError, match=r"task 0.*retry"):
         mf[0].result()
     assert mf[0].retry()
-    assert mf[0].result(20)[0] == 0
+    assert mf[0].result(60)[0] == 0
     assert mf[1].result()[0] == 1
 
 
 def test_without_the_folder_everything_goes_through_nats() -> None:
     with LocalCluster(workers=1, cpus=1) as cluster:
-        cluster.submit(abs, 1).result(20)  # the worker has looked at its folder
+        cluster.submit(abs, 1).result(60)  # the worker has looked at its folder
         folder = _folder(cluster)
         shutil.rmtree(folder)
         folder.write_text("a file in its place: nothing can be written there")

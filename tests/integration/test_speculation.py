@@ -81,7 +81,7 @@ def test_a_task_that_hangs_in_one_place_is_done_in_another(
     assert diary.daemon(0) != diary.daemon(1), "the copy ran on another worker"
     until(diary.at_rest, what="the end of the first run")
     assert mf.progress.ok == TASKS
-    assert pair.attach(mf.id).result(20) == list(range(TASKS))
+    assert pair.attach(mf.id).result(60) == list(range(TASKS))
     # Its slot is free again: four tasks that wait for each other need all of them.
     gate = diary.folder.parent / "gate"
     gate.mkdir()

@@ -30,7 +30,7 @@ def helper(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_a_task_opens_a_file_beside_the_notebook(cluster: LocalCluster, folder: Path) -> None:
     (folder / "data.csv").write_text("1,2")
-    assert cluster.submit(lambda: open("data.csv").read()).result(20) == "1,2"  # noqa: SIM115
+    assert cluster.submit(lambda: open("data.csv").read()).result(60) == "1,2"  # noqa: SIM115
 
 
 def test_a_task_that_changes_folder_does_not_take_its_neighbours_along(
@@ -41,18 +41,18 @@ def test_a_task_that_changes_folder_does_not_take_its_neighbours_along(
         os.chdir("/")
         return here
 
-    assert set(cluster.map(look, range(20)).result(20)) == {str(folder)}
+    assert set(cluster.map(look, range(20)).result(60)) == {str(folder)}
 
 
 def test_a_job_from_a_folder_that_the_host_lacks_runs_where_the_worker_was_started(
     cluster: LocalCluster, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = cluster.submit(os.getcwd).result(20)
+    here = cluster.submit(os.getcwd).result(60)
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    elsewhere = cluster.submit(os.getcwd).result(20)
+    elsewhere = cluster.submit(os.getcwd).result(60)
     assert here == str(folder)
     assert elsewhere not in ("", here, str(gone))
 
@@ -66,9 +66,9 @@ def test_a_module_imported_inside_a_task_is_read_again_after_an_edit(
         return str(helper_beside.answer())
 
     helper.write_text("def answer(): return 'old'\n")
-    assert set(cluster.map(ask, range(20)).result(20)) == {"old"}
+    assert set(cluster.map(ask, range(20)).result(60)) == {"old"}
     helper.write_text("def answer(): return 'much newer'\n")
-    assert set(cluster.map(ask, range(20)).result(20)) == {"much newer"}
+    assert set(cluster.map(ask, range(20)).result(60)) == {"much newer"}
 
 
 def test_an_error_class_imported_inside_a_task_is_the_notebooks_own(
@@ -82,4 +82,4 @@ def test_an_error_class_imported_inside_a_task_is_the_notebooks_own(
     helper.write_text("class OwnError(Exception): pass\n")
     own = importlib.import_module("helper_beside")
     with pytest.raises(own.OwnError):
-        cluster.submit(fail).result(20)
+        cluster.submit(fail).result(60)

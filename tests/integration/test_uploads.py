@@ -85,10 +85,10 @@ def test_the_job_of_a_client_that_was_killed_ends_with_what_had_arrived(
     assert found.total == found.ok
     assert found.total is not None
     assert found.total > 100
-    assert before.wait(10)
+    assert before.wait(60)
     assert before.progress.state == "incomplete"
     with pytest.warns(IncompleteJobWarning, match=f"when {found.total} items had arrived"):
-        assert before.result(10) == list(range(found.total))
+        assert before.result(60) == list(range(found.total))
     with pytest.warns(IncompleteJobWarning, match="is incomplete"):
         again = cast(MapFuture, cluster.attach(job))
     assert len(again) == found.total
@@ -138,7 +138,7 @@ def test_a_client_that_was_away_for_too_long_is_told_and_harms_nothing(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", IncompleteJobWarning)
             whole = cast(MapFuture, cluster.attach(mf.id))
-            assert whole.result(20) == list(range(found.total))
+            assert whole.result(60) == list(range(found.total))
         cluster.forget(mf.id)
 
 

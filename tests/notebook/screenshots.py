@@ -41,17 +41,17 @@ many = [f"photo-{i:02}.jpg" for i in range(400)]
 def running(notebook: Notebook) -> None:
     notebook.until(lambda: notebook.live(1).count() and notebook.now(1) >= 12)
     notebook.live(1).get_by_role("button", name="Running").click()
-    notebook.until(lambda: notebook.live(1).locator('tbody[data-task="111"]').count(), 60)
+    notebook.until(lambda: notebook.live(1).locator('tbody[data-task="111"]').count())
 
 
 def failed(notebook: Notebook) -> None:
-    notebook.until(lambda: notebook.live(1).count() and notebook.state(1) == "failed", 60)
+    notebook.until(lambda: notebook.live(1).count() and notebook.state(1) == "failed")
     notebook.live(1).get_by_role("button", name="Traceback of task 7").click()
     notebook.until(lambda: notebook.live(1).locator("pre:visible").count())
 
 
 def retried(notebook: Notebook) -> None:
-    notebook.until(lambda: notebook.live(1).count() and notebook.state(1) == "failed", 60)
+    notebook.until(lambda: notebook.live(1).count() and notebook.state(1) == "failed")
     notebook.run(2)
     notebook.live(1).get_by_role("button", name="Retry task 19").click()
     notebook.until(lambda: notebook.live(1).locator('tbody[data-state="done"]').count())
@@ -68,11 +68,11 @@ def finished(notebook: Notebook) -> None:
 
 
 def some(notebook: Notebook) -> None:
-    notebook.until(lambda: notebook.live(1).locator("tbody").count() > 1, 60)
+    notebook.until(lambda: notebook.live(1).locator("tbody").count() > 1)
 
 
 def saved(notebook: Notebook) -> None:
-    notebook.until(lambda: notebook.live(1).count() and notebook.state(1) == "failed", 60)
+    notebook.until(lambda: notebook.live(1).count() and notebook.state(1) == "failed")
     notebook.save()
     notebook.page.evaluate("() => window.jupyterapp.serviceManager.sessions.shutdownAll()")
     notebook.page.reload()
@@ -86,7 +86,7 @@ def cluster(notebook: Notebook) -> None:
 
 
 def future(notebook: Notebook) -> None:
-    notebook.until(lambda: notebook.live(1).count() and notebook.state(1) == "failed", 60)
+    notebook.until(lambda: notebook.live(1).count() and notebook.state(1) == "failed")
 
 
 SLOW = (

@@ -45,7 +45,7 @@ mf
     displaycost.forget(notebook)
 
     notebook.run(1)
-    notebook.until(lambda: notebook.live(1).count() and notebook.state(1) == "failed", 60)
+    notebook.until(lambda: notebook.live(1).count() and notebook.state(1) == "failed")
     notebook.live(1).get_by_role("button", name="Traceback of task 0").click()
     opened = notebook.live(1).locator("pre:visible")
     notebook.until(lambda: opened.count() == 1)

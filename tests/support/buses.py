@@ -17,7 +17,7 @@ from nbsched.transport.memory import MemoryBus, MemoryBusServer
 from nbsched.transport.nats import NatsBus
 from support.nats import NatsServer
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 Connect = Callable[[], Coroutine[Any, Any, Bus]]
 
 

@@ -10,8 +10,11 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+DEADLINE_S = 60.0
+"""Longer than any condition needs, on a machine that does other things besides."""
 
-def until(condition: Callable[[], T], timeout_s: float = 20.0, what: str = "") -> T:
+
+def until(condition: Callable[[], T], timeout_s: float = DEADLINE_S, what: str = "") -> T:
     """The first truthy value of ``condition``; AssertionError when the time is over."""
     deadline = time.monotonic() + timeout_s
     while True:

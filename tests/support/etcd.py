@@ -21,7 +21,7 @@ from nbsched.storage.etcd_rpc import grpc, rpc_pb2, rpc_pb2_grpc
 from support.conditions import until
 from support.serverprocess import STOP_WITHIN_S, ServerProcess, free_ports
 
-START_WITHIN_S = 20.0
+START_WITHIN_S = 60.0
 
 
 class EtcdServer(ServerProcess):

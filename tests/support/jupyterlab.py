@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import nbformat
 
 from nbsched.settings import Settings
-from support.conditions import until
+from support.conditions import DEADLINE_S, until
 
 T = TypeVar("T")
 
@@ -88,7 +88,7 @@ class Server:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )  # fmt: skip
-        until(self._answers, 60, "JupyterLab")
+        until(self._answers, what="JupyterLab")
 
     def add_kernel(self, name: str, packages: Path) -> None:
         """A kernel like this Python's, with these packages before its own."""
@@ -184,19 +184,19 @@ class Notebook:
                 return self.until(lambda: self.prompt(index) != before, 1)
             return False
 
-        self.until(started, 20, f"a start of cell {index}")
+        self.until(started, what=f"a start of cell {index}")
         if wait:
             self.wait(index)
         return cell
 
-    def wait(self, index: int, timeout_s: float = 60) -> None:
+    def wait(self, index: int, timeout_s: float = DEADLINE_S) -> None:
         """Wait until a cell has been executed."""
         self.until(lambda: re.search(r"\[\d+\]", self.prompt(index)), timeout_s, f"cell {index}")
 
     def prompt(self, index: int) -> str:
         return str(self.cell(index).locator(".jp-InputPrompt").first.text_content())
 
-    def until(self, condition: Callable[[], T], timeout_s: float = 20, what: str = "") -> T:
+    def until(self, condition: Callable[[], T], timeout_s: float = DEADLINE_S, what: str = "") -> T:
         """As `support.conditions.until`, while the browser goes on."""
         deadline = time.monotonic() + timeout_s
         while not (value := condition()):
@@ -237,7 +237,7 @@ class Notebook:
     def save(self) -> None:
         self.page.keyboard.press("Escape")
         self.page.keyboard.press("Control+s")
-        until(lambda: self.page.locator(".jp-mod-dirty").count() == 0, 10, "saving")
+        until(lambda: self.page.locator(".jp-mod-dirty").count() == 0, what="saving")
 
 
 def _free_port() -> int:

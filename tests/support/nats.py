@@ -18,7 +18,7 @@ import pytest
 from nbsched.local.binaries import find_nats_server
 from support.serverprocess import ServerProcess, free_ports
 
-START_WITHIN_S = 20.0
+START_WITHIN_S = 60.0
 
 
 class NatsServer(ServerProcess):

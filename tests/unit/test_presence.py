@@ -63,7 +63,7 @@ class Client:
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(main, 20))
+    asyncio.run(asyncio.wait_for(main, 60))
 
 
 def test_jobs_are_looked_at_until_that_succeeds_once_the_key_has_been_gone() -> None:

@@ -39,7 +39,7 @@ from support.simulation import job_record
 
 NAMES = Names("t")
 C = ClientId("c")
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 RETENTION_S = 100.0
 ENDED_AT = 1000.0
 

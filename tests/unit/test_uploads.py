@@ -23,7 +23,7 @@ CLIENT = ClientId("c")
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(test, 20.0))
+    asyncio.run(asyncio.wait_for(test, 60))
 
 
 class Place:
