@@ -130,6 +130,25 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
         """The same of stderr, where ``logging`` and ``warnings`` write."""
         return self._tracker.output(self.index)[1]
 
+    def done(self) -> bool:
+        """Whether the task has ended."""
+        self._catch_up()
+        return self._over()
+
+    def cancelled(self) -> bool:
+        """Whether the task was cancelled, and has stopped."""
+        self._catch_up()
+        return self._state == _NOTIFIED
+
+    def _catch_up(self) -> None:
+        """Who waits for the whole job may be woken before the delivery thread has come to
+        this future. Not to be called while its condition is held."""
+        if not self._over() and self._tracker.outcome(self.index) is not None:
+            self._resolve()
+
+    def _over(self) -> bool:
+        return self._state in (_NOTIFIED, _FINISHED)
+
     def cancel(self) -> bool:
         """Stop the task, queued or running. False when it has already ended.
 
@@ -180,7 +199,7 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
 
         def ends(seconds: float | None) -> bool:
             with self._condition:
-                return self._condition.wait_for(self.done, seconds)
+                return self._condition.wait_for(self._over, seconds)
 
         return timeout if in_turns(ends, timeout) and timeout is None else 0
 
@@ -225,7 +244,7 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
             return
 
     def _fail(self, error: BaseException) -> None:
-        if not self.done():
+        if not self._over():
             self._end(None, None, error)
 
     def _end(self, segment: Segment | None, value: Any, error: BaseException | None) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal, overload
 from nbsched.client import printing
 from nbsched.client.forgetting import forget
 from nbsched.client.futures import Future
-from nbsched.client.incomplete import warn_if_incomplete
+from nbsched.client.incomplete import sealed_without_us, warn_if_incomplete
 from nbsched.client.interrupts import OnInterrupt, ends_job_on_interrupt
 from nbsched.client.printing import Lines
 from nbsched.client.progress import Progress, shown_while_waiting, view_factory
@@ -296,7 +296,13 @@ class MapFuture:
         return results
 
     def _outcomes(self, start: int) -> list[Any]:
-        """What the tasks from ``start`` on have ended with, as far as it came together."""
+        """What the tasks from ``start`` on have ended with, as far as it came together.
+
+        Raises JobIncompleteError behind what had arrived when the leader sealed the job.
+        """
+        sealed_at = self._tracker.sealed_at
+        if sealed_at is not None and start >= sealed_at:
+            raise sealed_without_us(self._tracker)
         if self._return_exceptions:
             error = self._tracker.exception(start)
             if error is not None:

@@ -33,15 +33,13 @@ log = logging.getLogger(__name__)
 class TaskFuture(Protocol):
     """A future as its tracker sees it: it is told what happens to its task."""
 
-    def done(self) -> bool: ...
-
     def _mark_running(self) -> None: ...
 
     def _resolve(self) -> None:
         """The outcome is there; called on the delivery thread."""
 
     def _fail(self, error: BaseException) -> None:
-        """No outcome will come."""
+        """No outcome will come, unless one is there already."""
 
     def _reopen(self) -> None:
         """The task runs again."""
@@ -215,7 +213,7 @@ class JobTracker:
             if self.finished:
                 return
             self.failure = error
-            futures = [f for f in list(self._futures.values()) if f is not None and not f.done()]
+            futures = [f for f in list(self._futures.values()) if f is not None]
             self.changed.notify_all()
             listeners = list(self._listeners)
         for future in futures:

@@ -6,21 +6,26 @@ import asyncio
 import concurrent.futures
 import pickle
 import threading
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from nbsched import as_completed, wait
 from nbsched.client.delivery import delivery
 from nbsched.client.futures import Future
+from nbsched.client.mapfuture import MapFuture
+from nbsched.client.session import Session
 from nbsched.client.tracker import JobTracker
+from nbsched.errors import JobIncompleteError
 from nbsched.messages import Encoding, ErrorReport, Outcome, OutcomeState, encode
 from nbsched.model import WorkerId
+from nbsched.settings import Settings
 from support.conditions import until
 from support.simulation import job_record
 
 
-def _tracker(total: int = 3) -> JobTracker:
+def _tracker(total: int | None = 3) -> JobTracker:
     return JobTracker(job_record(total=total))
 
 
@@ -203,6 +208,38 @@ def test_a_listener_that_fails_is_dropped_and_holds_up_nobody(
     assert heard == [1, 1]
     assert caplog.text.count("a listener failed") == 1
     tracker.unlisten(fails)
+
+
+def test_a_future_has_ended_when_its_job_has_however_busy_the_delivery_thread_is() -> None:
+    tracker = _tracker(2)
+    done, cancelled = _future(tracker, 0), _future(tracker, 1)
+    go_on = threading.Event()
+    delivery().put(go_on.wait)
+    try:
+        _ok(tracker, 0, "a")
+        tracker.take_in([Outcome(1, 2, 0, 1, OutcomeState.CANCELLED)], b"")
+        assert tracker.finished
+        assert done.done()
+        assert done.result(0) == "a"
+        assert cancelled.cancelled()
+    finally:
+        go_on.set()
+
+
+def test_a_map_that_the_leader_sealed_says_so_behind_its_last_item() -> None:
+    tracker = _tracker(None)
+    tracker.uploaded(4)
+    for index in range(2):
+        _ok(tracker, index, index)
+    silent = cast(Session, SimpleNamespace(settings=Settings(progress="off")))
+    mf = MapFuture(silent, tracker)
+    results = iter(mf)
+    assert [next(results), next(results)] == [0, 1]
+
+    tracker.seal(2, without_client=True)
+
+    with pytest.raises(JobIncompleteError, match="only the first 2 items"):
+        next(results)
 
 
 def test_what_is_uploaded_beyond_the_end_of_a_cancelled_job_is_cancelled() -> None:
