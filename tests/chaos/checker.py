@@ -5,12 +5,15 @@ A violation is a sentence.
 
 What is excused, and why. A worker whose lease ended while it lived (it was frozen, cut off,
 or starved) may be counted as lost while its kernels still run: nobody can reach them to
-stop them. So a tick or a start after a confirmed cancel is excused there, and only there.
+stop them. So a tick or a start after a confirmed cancel is excused there. When a single NATS
+has lost its data, nobody but the client knows what had been cancelled before: what begins
+afterwards is excused as well. Nothing else is.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -257,7 +260,9 @@ def _cancel_is_final(found: Findings) -> Iterator[str]:
         task: at for task, (state, _, at) in _outcomes(found).items() if state == "cancelled"
     }
     lapsed = _lapsed(found)
+    lost_at = _lost_at(found).get("nats", -math.inf)
     daemon_of = {line[3]: line[5] for line in found.tasks if line[0] == "start"}
+    began_at = {line[3]: float(line[-2]) for line in found.tasks if line[0] == "start"}
     blamed: set[tuple[str, Task]] = set()
     for line in found.tasks:
         if line[0] not in ("start", "tick"):
@@ -265,6 +270,8 @@ def _cancel_is_final(found: Findings) -> Iterator[str]:
         task = (line[1], line[2])
         at = confirmed.get(task)
         if at is None or line[-2] <= at + LATE_S or daemon_of[line[3]] in lapsed:
+            continue
+        if at - LATE_S < lost_at < began_at[line[3]]:
             continue
         if (line[0], task) not in blamed:
             blamed.add((line[0], task))

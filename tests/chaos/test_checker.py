@@ -128,6 +128,18 @@ _CASES: dict[str, tuple[Findings, str]] = {
         _replace(_G, tasks=[*_G.tasks, _start(1, "c", 2.0)]),
         "a start 0.500 s after",
     ),
+    "a tick after the cancel of what had begun before NATS lost its data": (
+        _replace(
+            _G,
+            tasks=[*_G.tasks, ["tick", "j", 1, "b", 1.9, 1.9]],
+            harness=[["lost", "nats", 1.7, 1.7]],
+        ),
+        "a tick 0.400 s after",
+    ),
+    "a start after a cancel that was confirmed after NATS had lost its data": (
+        _replace(_G, tasks=[*_G.tasks, _start(1, "c", 2.0)], harness=[["lost", "nats", 1.1, 1.1]]),
+        "a start 0.500 s after",
+    ),
     "an old leader obeyed": (
         _replace(_G, workers=[["command", "w", "RunSlice", 4, 5, "Accepted", 1.0, 1.0]]),
         "obeyed a RunSlice of term 4",
@@ -171,6 +183,11 @@ def test_the_checker_finds(name: str) -> None:
 def test_ticks_of_a_worker_that_nobody_could_reach_are_excused() -> None:
     findings = _replace(_G, tasks=[*_G.tasks, ["tick", "j", 1, "b", 1.9, 1.9]], stores=[_LAPSE])
     assert judge(findings) == []
+
+
+def test_what_begins_after_nats_has_lost_the_cancel_is_excused() -> None:
+    later = [*_G.tasks, _start(1, "c", 2.0), ["tick", "j", 1, "c", 2.1, 2.1]]
+    assert judge(_replace(_G, tasks=later, harness=[["lost", "nats", 1.7, 1.7]])) == []
 
 
 def test_who_asks_a_newer_leader_is_not_blamed_for_refusing_the_old_one() -> None:
