@@ -80,7 +80,7 @@ def test_waiting_for_an_endless_map_ends_in_time(cluster: LocalCluster) -> None:
     assert not mf.wait(0.3)
     with pytest.raises(TimeoutError, match="has not ended within"):
         mf.result(0.3)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
     mf.cancel()
     assert mf.wait(60)
 
@@ -118,7 +118,7 @@ def test_a_map_whose_iterator_never_goes_on_is_cancelled(cluster: LocalCluster) 
     assert stuck.wait(60)
     started = time.monotonic()
     assert mf.cancel()
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
     until(lambda: _state(cluster, mf.id) == "cancelled")
     go_on.set()
     until(mf.done)

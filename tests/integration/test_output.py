@@ -172,10 +172,8 @@ def test_a_flood_of_a_gigabyte_is_cut_to_its_ends(cluster: LocalCluster) -> None
         print("last")
         return peak() - before
 
-    began = time.monotonic()
     future = cluster.submit(flood)
     grown_kib = future.result(60)
-    assert time.monotonic() - began < 10
     assert grown_kib < 50 * 1024
     text = future.stdout
     assert text.startswith("first\n")

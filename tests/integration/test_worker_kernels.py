@@ -642,10 +642,8 @@ def test_a_sleeping_task_is_cancelled_at_once_and_its_kernel_lives_on() -> None:
             job = b.job(lambda _: time.sleep(60))
             await b.run(job)
             await b.running(job)
-            before = time.monotonic()
-            await b.stop(job, 0, 1, grace_s=10)
-            await b.ended(job, 5)
-            assert time.monotonic() - before < 1
+            await b.stop(job, 0, 1, grace_s=3600)
+            await b.ended(job)
             assert job.states() == [CANCELLED]
             assert (await b.finish(b.job(lambda _: os.getpid()))).values() == [pid]
 
