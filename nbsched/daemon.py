@@ -153,8 +153,8 @@ class Daemon:
             try:
                 lease = await self.store.lease(self.settings.lease_ttl_s)
                 self.worker.serve_under(lease)
-                await self._register(lease, draining=drain.is_set())
-                await self._serve_under(lease, drain)
+                if await self._register(lease, draining=drain.is_set()):
+                    await self._serve_under(lease, drain)
                 self.worker.disowned()
                 log.warning("worker=%s: its lease vanished; it registers again", self.record.id)
             except ConfigurationError:
@@ -168,18 +168,20 @@ class Daemon:
                     await lease.revoke()
             await asyncio.sleep(_RETRY_S)
 
-    async def _register(self, lease: Lease, *, draining: bool) -> None:
+    async def _register(self, lease: Lease, *, draining: bool) -> bool:
+        """Put the member's and the candidate's key; False when the lease is gone already."""
         record = msgspec.structs.replace(self.record, draining=draining)
         candidacy = self._candidacy(lease)
         commit = await self.store.commit(
             [Absent(candidacy.key)],
             [Put(self.names.worker(self.record.id), to_json(record), lease.id), candidacy],
         )
-        if not commit.succeeded:
-            raise NbschedError(f"The candidate key {candidacy.key} exists already.")
+        if not commit.succeeded:  # the candidate's key is named after the lease
+            return False
         if commit.revision < self.worker.term:
             log.error("etcd has lost its data: revision %d comes after a leader's", commit.revision)
             self.worker.forget_terms()
+        self.worker.registered(commit.revision)
         await clusterkey.keep(self.store, self.names, self.settings, self.key)
         log.info(
             "worker=%s joined %s with %s CPUs",
@@ -187,6 +189,7 @@ class Daemon:
             self.names.namespace,
             self.record.cpus,
         )
+        return True
 
     def _candidacy(self, lease: Lease) -> Put:
         candidate = Candidate(worker=self.record.id, host=self.record.host, pid=self.record.pid)

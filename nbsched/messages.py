@@ -78,6 +78,8 @@ class RunSlice(Message, frozen=True):
         blocks: the blocks that cover the slice; empty when the job is inline.
         inline: the job's sealed inline input, with the first slice to a worker.
         past: the attempts of this round that have ended, for the error of the last one.
+        joined: the store's revision of the worker's record, as the leader knows it. The
+            worker has lost what was sent to it before it registered for the last time.
     """
 
     term: Term
@@ -92,6 +94,7 @@ class RunSlice(Message, frozen=True):
     blocks: tuple[BlockRef, ...] = ()
     inline: bytes | None = None
     past: tuple[PastAttempt, ...] = ()
+    joined: int = 0
 
 
 class RecallTasks(Message, frozen=True):

@@ -113,10 +113,15 @@ class JobTracker:
     # ------------------------------------------------------------ fed by the session
 
     def uploaded(self, count: int) -> None:
+        """So many items are on their way. If the job has its total already, it was sealed or
+        cancelled meanwhile, and nobody takes on the rest."""
         with self.changed:
             self._uploaded = max(self._uploaded, count)
             self._store.grow(self._uploaded)
+            total = self._total
             self.changed.notify_all()
+        if total is not None:
+            self.seal(total, without_client=self.sealed_at is not None)
 
     def seal(self, total: int, *, without_client: bool = False) -> None:
         """The number of tasks is known now.

@@ -391,6 +391,7 @@ class LeaderService:
             blocks=command.blocks,
             inline=inline,
             past=command.past,
+            joined=command.joined,
         )
         self._outbox(command.worker).put(run)
 

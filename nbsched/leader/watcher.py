@@ -77,7 +77,8 @@ class Watcher:
         self._feed = feed
         self._retention = retention
         self._uploads = uploads
-        self._workers: dict[WorkerId, WorkerRecord] = {}
+        self._workers: dict[WorkerId, int] = {}
+        """By the revision of its record: one that comes again has a new lease."""
         self._jobs: dict[JobId, JobRecord] = {}
         """Jobs that the scheduler has been told of and has not released."""
         self._loading: dict[JobId, _Load] = {}
@@ -290,10 +291,13 @@ class Watcher:
 
     def _on_worker(self, item: KeyValue) -> None:
         record = _decode(item, WorkerRecord)
-        if record is None or self._workers.get(record.id) == record:
+        if record is None or self._workers.get(record.id) == item.mod_revision:
             return
-        self._workers[record.id] = record
-        self._feed(events.WorkerJoined(record.id, record.cpus, record.python, record.draining))
+        self._workers[record.id] = item.mod_revision
+        joined = events.WorkerJoined(
+            record.id, record.cpus, record.python, record.draining, item.mod_revision
+        )
+        self._feed(joined)
 
     def _lose(self, worker: WorkerId) -> None:
         if self._workers.pop(worker, None) is not None:

@@ -136,6 +136,7 @@ def slice_of(job: Job, worker: Worker, start: int, stop: int, first_slice: bool)
         blocks=_blocks(job, start, stop),
         first_slice=first_slice,
         past=history.past,
+        joined=worker.joined,
     )
 
 

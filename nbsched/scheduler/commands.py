@@ -27,6 +27,7 @@ class SendSlice:
     first_slice: bool
     """The worker has had nothing of this job yet: it needs the inline input."""
     past: tuple[PastAttempt, ...] = ()
+    joined: int = 0
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,7 @@ def _outcomes_read(state: State, event: events.OutcomesRead, now: float) -> list
     for outcome in event.outcomes:
         if worker is not None:
             _measure(worker, event.job, outcome)
-            worker.running.pop((event.job, outcome.start), None)
+            worker.running.pop((event.job, outcome.start, outcome.round), None)
         commands += cancelled(job, job.apply(event.worker, outcome, now))
     wake = state.note_delays(job)
     if wake is not None:
@@ -232,7 +232,7 @@ def _worker_joined(state: State, event: events.WorkerJoined) -> list[Command]:
         worker = Worker(event.worker, event.cpus, event.python)
         worker.seq = state.last_seq.pop(event.worker, 0)
         state.workers[event.worker] = worker
-    worker.cpus, worker.draining = event.cpus, event.draining
+    worker.cpus, worker.draining, worker.joined = event.cpus, event.draining, event.revision
     state.refresh_worker(worker)
     return []
 
@@ -251,8 +251,9 @@ def _worker_lost(state: State, worker_id: WorkerId) -> list[Command]:
         held = job.assigned.get(worker_id, IndexSet())
         if not held and not copied:
             continue
-        for index in [i for (of, i) in worker.running if of == job.record.id]:
-            commands += _lost_running(job, worker_id, index)
+        for of, index, round_ in list(worker.running):
+            if of == job.record.id and round_ == job.rounds.get(index):  # else it is queued there
+                commands += _lost_running(job, worker_id, index)
         to_cancel: list[Range] = []
         for start, stop in [*held.ranges(), *((i, i + 1) for i in copied)]:
             to_cancel += job.give_back(worker_id, start, stop)

@@ -69,12 +69,13 @@ class RetryAsked:
 
 @dataclass(frozen=True)
 class WorkerJoined:
-    """A member registered, or changed its record."""
+    """A member registered, or changed its record: the store's revision of that."""
 
     worker: WorkerId
     cpus: int
     python: str
     draining: bool = False
+    revision: int = 0
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def report_read(state: State, report: WorkerReport, now: float) -> list[Command]
         state.refresh_worker(worker)
     commands = _superfluous(state, report, worker)
     worker.running = {
-        (held.job, held.start): now - held.running_for_s
+        (held.job, held.start, held.round): now - held.running_for_s
         for held in report.held
         if held.running_for_s is not None
     }
@@ -60,7 +60,8 @@ def _superfluous(state: State, report: WorkerReport, worker: Worker) -> list[Com
     named: dict[JobId, Named] = {}
     for held in report.held:
         begun = held.running_for_s is not None
-        if held.job in state.rebuilding or (begun and (held.job, held.start) not in worker.running):
+        run = (held.job, held.start, held.round)
+        if held.job in state.rebuilding or (begun and run not in worker.running):
             continue
         job = state.jobs.get(held.job)
         over = IndexSet([(held.start, held.stop)]) if job is None else job.over(held)

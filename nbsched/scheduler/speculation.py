@@ -85,7 +85,7 @@ def _running_since(
     for holder, held in job.assigned.items():
         running = state.workers[holder].running
         for index in held.indices():
-            since = running.get((job_id, index))
+            since = running.get((job_id, index, job.rounds.get(index)))
             if since is None or since > begun_before:
                 continue
             history = job.history.of(index)

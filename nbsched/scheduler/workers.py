@@ -16,6 +16,8 @@ class Worker:
     cpus: int
     python: str
     draining: bool = False
+    joined: int = 0
+    """The store's revision of its record."""
     seq: int = 0
     """Slices sent in this term."""
     tasks: dict[JobId, int] = field(default_factory=dict)
@@ -23,8 +25,9 @@ class Worker:
     task_cpus: dict[JobId, int] = field(default_factory=dict)
     task_s: dict[JobId, float] = field(default_factory=dict)
     """Measured seconds per task here: a slow host shows in it."""
-    running: dict[tuple[JobId, int], float] = field(default_factory=dict)
-    """What ran at the last report, and since when: the suspects when the host is lost."""
+    running: dict[tuple[JobId, int, int], float] = field(default_factory=dict)
+    """What ran at the last report, by job, index and round, and since when: the suspects when
+    the host is lost."""
     recalling: bool = False
     """It has been asked for tasks, and has not answered."""
     resting: bool = False

@@ -81,6 +81,7 @@ class WorkerService:
         self._wire = Wire(key, names)
         self._term = Term(0)
         self._seen = IndexSet()
+        self._registered = 0
         self._draining = False
         self._progress = asyncio.Event()
         self._subscription: Subscription | None = None
@@ -133,6 +134,11 @@ class WorkerService:
         self._backlog.drop_queued()
         self._trust.rest_on(lease)
         self._feed()
+
+    def registered(self, revision: int) -> None:
+        """Its record is in the store since then: a leader that knows an older one gave its
+        tasks to a worker that is lost."""
+        self._registered = revision
 
     def disowned(self) -> None:
         """The lease is gone: what has not begun is not this worker's any more."""
@@ -249,6 +255,10 @@ class WorkerService:
         # A refused slice counts as received too. Else the sequence number of the reports
         # stays behind, and the leader never takes back what is no longer held here.
         self._seen.add(command.seq, command.seq + 1)
+        if command.joined < self._registered:
+            log.info("a slice of job=%s is for an earlier registration", command.brief.job)
+            self._reporter.changed()  # the leader hears that it is not held, should it care
+            return Accepted(command.seq)
         if self._cpus == 0 or self._draining:
             reason = "it is draining" if self._draining else "it runs no tasks (cpus=0)"
             return Refused(f"worker {self._id} takes no tasks: {reason}", self._term)

@@ -62,6 +62,25 @@ def test_a_command_of_an_older_term_is_refused_and_a_newer_one_adopted() -> None
     run(scenario())
 
 
+def test_a_slice_for_an_earlier_registration_is_not_held() -> None:
+    """It was on its way for long, and its tasks are given to others, or cancelled."""
+
+    async def scenario() -> None:
+        async with bench() as b:
+            job = b.job(lambda x: x, range(3))
+            b.service.registered(10)
+            assert await b.run(job, 0, 1, joined=9) == Accepted(1)
+            assert b.report().held == ()
+            assert b.report().seq == 1
+            assert await b.run(job, 1, 2, joined=10) == Accepted(2)
+            await true(lambda: b.done(job) == 1)
+            # A leader can know of a registration before the worker does.
+            assert await b.run(job, 2, 3, joined=11) == Accepted(3)
+            await true(lambda: b.done(job) == 2)
+
+    run(scenario())
+
+
 def test_a_slice_that_comes_twice_runs_once() -> None:
     async def scenario() -> None:
         async with bench() as b:

@@ -255,6 +255,18 @@ def test_what_is_uploaded_beyond_the_end_of_a_cancelled_job_is_cancelled() -> No
         late.result(60)
 
 
+def test_what_is_uploaded_after_the_end_of_a_cancelled_job_is_cancelled() -> None:
+    tracker = _tracker(None)
+    tracker.uploaded(1)
+    _ok(tracker, 0, "a")
+    tracker.seal(1)
+
+    tracker.uploaded(2)  # it was on its way
+
+    assert tracker.finished
+    assert _future(tracker, 1).cancelled()
+
+
 def test_a_task_that_has_not_ended_is_not_retried() -> None:
     assert _future(_tracker(), 0).retry() is False
 

@@ -49,4 +49,28 @@ FOUND = {
         faults=(Fault(2.55, "nats down", 0, 5.25),),
         delay_s=0.03,
     ),
+    # A retried task that waited behind its own older run was blamed when that worker's lease
+    # ended: it had not begun.
+    "blamed while it waited": Story(
+        41,
+        workers=(1, 1, 1),
+        jobs=(JobPlan("job0", 0, 4.75, (_ok(3.36), _ok(3.85), _ok(4.1)), True, max_crashes=1),),
+        asks=(Ask(6.45, "retry", "job0"),),
+        faults=(Fault(7.67, "revoke lease", 2), Fault(5.56, "revoke lease", 2)),
+        delay_s=0.005,
+    ),
+    # A lease that had ended before the worker registered under it was taken for a candidate
+    # that was there already.
+    "a lease ends while its worker registers": Story(
+        71,
+        workers=(1, 1, 1),
+        jobs=(JobPlan("job0", 0, 3.69, (_ok(3.01),), True),),
+        faults=(
+            Fault(0.93, "revoke lease", 2),
+            Fault(2.23, "revoke lease", 2),
+            Fault(2.1, "revoke lease", 1),
+        ),
+        delay_s=0.005,
+        skew=True,
+    ),
 }
