@@ -153,7 +153,8 @@ class MapFuture:
         With ``follow=True`` they are printed as they come, until the job has ended;
         Ctrl-C ends the following, not the job; but a map with a ``buffersize`` is uploaded
         meanwhile, and then ends with the items that it has. A flood is cut to 200 lines a
-        second and 5,000 in all. `Future.stdout` has the text of one task.
+        second and 5,000 in all. `Future.stdout` has the text of one task. Who attaches while a
+        task runs has what it prints from then on, and all of it when it has ended.
         """
         if not follow:
             return Lines("\n".join(map(str, self._tracker.last_lines(lines))))

@@ -255,9 +255,11 @@ def test_text_can_be_read_while_the_task_runs(cluster: LocalCluster, tmp_path: P
 
 
 def test_another_client_sees_it_too(cluster: LocalCluster, tmp_path: Path) -> None:
-    go_on = tmp_path / "go on"
+    begin, go_on = tmp_path / "begin", tmp_path / "go on"
 
     def speak() -> None:
+        while not begin.exists():
+            time.sleep(0.01)
         print("before")
         while not go_on.exists():
             time.sleep(0.01)
@@ -267,6 +269,7 @@ def test_another_client_sees_it_too(cluster: LocalCluster, tmp_path: Path) -> No
     with Cluster(**msgspec.structs.asdict(cluster.settings)) as other:
         attached = other.attach(mf.id)
         assert isinstance(attached, MapFuture)
+        begin.touch()  # who attaches later has what is printed from then on, until the end
         until(lambda: "before" in attached.tail() and attached.tail().endswith("."))
         go_on.touch()
         attached.wait(60)
