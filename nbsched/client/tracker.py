@@ -133,7 +133,8 @@ class JobTracker:
         if total < self._uploaded:
             beyond = Outcome(total, self._uploaded, 0, 0, OutcomeState.CANCELLED)
             self.take_in([beyond], b"")
-            self._taken_on = total
+            if self._taken_on is None:  # later ones come on top of those
+                self._taken_on = total
         with self.changed:
             self._total = self._uploaded = max(self._uploaded, total)
             self._store.grow(self._total)

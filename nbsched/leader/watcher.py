@@ -153,7 +153,10 @@ class Watcher:
                     self._retention.ended(status.job, status.ended_at)
             if remember is not None and not status.state.ended:
                 remember(status)
-        await self._compare_jobs(jobs, ended)
+        requests = await self._list(self._names.requests)
+        # Their jobs are not judged, nor their tasks given out, before these are fed.
+        asked = {request.job for request in map(_request, requests.items) if request}
+        await self._compare_jobs(jobs, ended, asked)
         clients = (await self._list(self._names.clients)).items
         self._uploads.listed([self._client_of(item.key) for item in clients])
         async for item in in_turns((await self._list(self._names.forgotten_jobs)).items):
@@ -164,8 +167,9 @@ class Watcher:
             self._on_request(item)
         return members.revision
 
-    async def _compare_jobs(self, jobs: Snapshot, ended: set[JobId]) -> None:
-        """Rebuild open jobs that are not known, and known ones whose record is newer."""
+    async def _compare_jobs(self, jobs: Snapshot, ended: set[JobId], asked: set[JobId]) -> None:
+        """Rebuild open jobs that are not known, and known ones whose record is newer;
+        ``asked`` are those for which there are requests."""
         limit = asyncio.Semaphore(_LOADS_AT_ONCE)
         found = []
         async for item in in_turns(jobs.items):
@@ -174,7 +178,7 @@ class Watcher:
                 continue
             newer = item.mod_revision > self._fed_at.get(record.id, 0)
             if newer if record.id in self._jobs else record.id not in ended:
-                found.append((record, item.mod_revision))
+                found.append((record, item.mod_revision, record.id in asked))
         await asyncio.gather(*(self._load(*each, limit) for each in found))
         self._fed_at = {
             job: revision
@@ -192,7 +196,9 @@ class Watcher:
         for item in items:
             self._on_worker(item)
 
-    async def _load(self, record: JobRecord, revision: int, limit: asyncio.Semaphore) -> None:
+    async def _load(
+        self, record: JobRecord, revision: int, request_follows: bool, limit: asyncio.Semaphore
+    ) -> None:
         """Rebuild a job, unless somebody else does so at this moment and has read as much."""
         while (other := self._loading.get(record.id)) is not None:
             await other.over.wait()
@@ -200,7 +206,7 @@ class Watcher:
                 return
         with self._rebuilding(record.id):
             async with limit:
-                await self._replay(record, revision, request_follows=False)
+                await self._replay(record, revision, request_follows=request_follows)
 
     @contextmanager
     def _rebuilding(self, job: JobId) -> Iterator[list[events.Event]]:
@@ -322,7 +328,7 @@ class Watcher:
             for event in early or ():
                 self._feed(event)
         else:
-            await self._load(record, revision, asyncio.Semaphore())
+            await self._load(record, revision, False, asyncio.Semaphore())
 
     def _on_request(self, item: KeyValue) -> None:
         request = _request(item)

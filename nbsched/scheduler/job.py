@@ -66,6 +66,8 @@ class Job:
     rounds: RoundMap = field(default_factory=RoundMap)
     wanted_rounds: RoundMap = field(default_factory=RoundMap)
     """Rounds that requests ask for; a task that has not ended yet gets there later."""
+    unwanted: IndexSet = field(default_factory=IndexSet)
+    """Tasks that were cancelled in such a round before they have got there."""
     history: Histories = field(default_factory=Histories)
     cancel_all: bool = False
     requests: OpenRequests = field(default_factory=OpenRequests)
@@ -93,7 +95,7 @@ class Job:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.ready) or bool(self.fresh)
+        return not self.request_follows and (bool(self.ready) or bool(self.fresh))
 
     @property
     def all_running(self) -> bool:
@@ -358,10 +360,15 @@ class Job:
             self.cancel_all = True
             self.requests.add_whole(request)
             wanted = self.ended.still_open(0, self.uploaded)
+            for start, stop in self._not_begun(0, _NO_TASK):
+                self.unwanted.add(start, stop)
         else:
             wanted = [part for named in ranges for part in self._open_in_round(named)]
             to_come = [part for named in ranges for part in self._to_come(named)]
-            self.requests.add(request, IndexSet([*wanted, *to_come]))
+            later = [part for n in ranges for part in self._not_begun(n.start, n.stop, n.round)]
+            self.requests.add(request, IndexSet([*wanted, *to_come, *later]))
+            for start, stop in later:
+                self.unwanted.add(start, stop)
             for start, stop in to_come:
                 self.stopping.add(start, stop)
         for start, stop in wanted:
@@ -405,6 +412,7 @@ class Job:
         for low, high, wanted in self.wanted_rounds.runs(start, stop):
             if wanted < round_:
                 self.wanted_rounds.set(low, high, round_)
+                self.unwanted.remove(low, high)
 
     def _start_wanted(self, start: int, stop: int) -> list[Range]:
         """Begin the rounds that requests ask for, where tasks are not there yet."""
@@ -440,6 +448,17 @@ class Job:
             for part in self.ended.still_open(low, high)
         ]
 
+    def _not_begun(self, start: int, stop: int, at_most: float = math.inf) -> list[Range]:
+        """The tasks that are to get to a later round, up to this one."""
+        stop = int(min(stop, self.limit))
+        return [
+            part
+            for low, high, wanted in self.wanted_rounds.runs(start, stop)
+            for part_start, part_stop, round_ in self.rounds.runs(low, high)
+            if round_ < wanted <= at_most
+            for part in self.ended.still_open(part_start, part_stop)
+        ]
+
     # ------------------------------------------------------------ moving tasks
 
     def _open_round(self, start: int, stop: int, round_: int) -> None:
@@ -448,6 +467,8 @@ class Job:
         self._unqueue(start, stop)
         self.history.drop(start, stop)
         self.rounds.set(start, stop, round_)
+        for part in self.unwanted.remove(start, stop):
+            self.stopping.add(*part)
 
     def _queue_again(self, start: int, stop: int) -> list[Range]:
         """Queue tasks that have no outcome; those to be cancelled are returned instead.

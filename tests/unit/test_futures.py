@@ -257,14 +257,15 @@ def test_what_is_uploaded_beyond_the_end_of_a_cancelled_job_is_cancelled() -> No
 
 def test_what_is_uploaded_after_the_end_of_a_cancelled_job_is_cancelled() -> None:
     tracker = _tracker(None)
-    tracker.uploaded(1)
+    tracker.uploaded(2)
     _ok(tracker, 0, "a")
     tracker.seal(1)
 
-    tracker.uploaded(2)  # it was on its way
+    tracker.uploaded(3)  # it was on its way
 
     assert tracker.finished
-    assert _future(tracker, 1).cancelled()
+    assert _future(tracker, 2).cancelled()
+    assert tracker.to_retry([1, 2]) == (), "the cluster never had them"
 
 
 def test_a_task_that_has_not_ended_is_not_retried() -> None:

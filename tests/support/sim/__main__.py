@@ -38,7 +38,7 @@ def main() -> int:
     from support.sim import run
     from support.sim.bugs import BUGS
     from support.sim.found import FOUND
-    from support.sim.story import ANYTHING, FAULTS, Theme, draw
+    from support.sim.story import FAULTS, Theme, draw, theme_of
 
     parser = argparse.ArgumentParser(prog="python -m support.sim", description=__doc__)
     parser.add_argument("seeds", help="one, FIRST:LAST with LAST excluded, or found:NAME")
@@ -50,7 +50,7 @@ def main() -> int:
     parser.add_argument("--bug", action="append", help="plant this one, in its own stories")
     parser.add_argument("--without", action="store_true", help="its stories, but not the bug")
     chosen = parser.parse_args()
-    usual = Theme(faults=(chosen.about,), least_faults=2) if chosen.about else ANYTHING
+    about = Theme(faults=(chosen.about,), least_faults=2) if chosen.about else None
     run.install()
 
     def plant(bug: str) -> None:
@@ -58,7 +58,7 @@ def main() -> int:
             BUGS[bug].plant()
 
     def play(bug: str, seed: int) -> bool:
-        theme = BUGS[bug].theme if bug else usual
+        theme = BUGS[bug].theme if bug else about or theme_of(seed)
         diary, wrong = run.play(draw(seed, theme))
         if chosen.tell:
             print("\n".join(event.line() for event in diary))
