@@ -18,7 +18,6 @@ from nbsched.client import requests
 from nbsched.client.results import ResultStore, Segment, TaskState
 from nbsched.kernel.protocol import Skipped
 from nbsched.leader import loader
-from nbsched.leader.announcer import Announcer
 from nbsched.leader.election import Leadership
 from nbsched.leader.ledger import Ledger
 from nbsched.leader.outbox import Outbox
@@ -358,29 +357,16 @@ def _() -> None:
 @bug(
     "cancel confirmed before the inventory",
     "a new leader confirms cancels before workers have told what they run",
-    "revoke lease",
-    "bad messages",
-    least_faults=4,
+    "cut leader",
+    least_faults=2,
     asks=1.0,
     lengths=(3.0,),
-    delays=(0.03, 0.1),
-    workers=(2,),
+    delays=(0.03,),
+    workers=(2, 3),
     unusual=0.0,
 )
 def _() -> None:
     _patch(Job, "unsure", property(lambda self: False, lambda self, value: None))
-
-
-@bug(
-    "own outcomes not repeated",
-    "a leader does not say again what the log has lost of its own",
-    "nats loses the tail",
-    least_faults=2,
-    asks=1.0,
-    lengths=(1.0, 3.0),
-)
-def _() -> None:
-    _patch(Announcer, "repeat", lambda *_: None)
 
 
 @bug("nothing compared", "only watches tell a leader what changes", "end watches", "etcd down")
