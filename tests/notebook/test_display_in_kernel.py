@@ -11,8 +11,9 @@ from typing import Any
 import nbformat
 import pytest
 from jupyter_client.blocking import BlockingKernelClient
-from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
+
+from support.notebookkernel import started_kernel
 
 pytest.importorskip("anywidget", reason="the live display needs anywidget")
 
@@ -217,19 +218,8 @@ def test_text_mode_writes_lines_and_off_writes_nothing() -> None:
 
 @pytest.fixture
 def kernel() -> Iterator[BlockingKernelClient]:
-    manager = KernelManager(kernel_name="python3")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        manager.start_kernel()
-        client = manager.blocking_client()
-        client.start_channels()
-        try:
-            client.wait_for_ready(timeout=TIMEOUT_S)
-            yield client
-        finally:
-            client.stop_channels()
-            manager.shutdown_kernel(now=True)
-            manager.cleanup_resources()
+    with started_kernel() as client:
+        yield client
 
 
 def test_a_click_on_cancel_arrives_while_the_cell_blocks(kernel: BlockingKernelClient) -> None:

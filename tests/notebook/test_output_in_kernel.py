@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections import defaultdict
 from queue import Empty
 
-from jupyter_client.manager import KernelManager
+from support.notebookkernel import started_kernel
 
 TIMEOUT_S = 60
 SETUP = """
@@ -32,36 +31,25 @@ def until_printed(mf, lines):
 
 def printed(cells: list[str]) -> list[str]:
     """Run the cells; what has appeared on stdout under each, whenever that came."""
-    manager = KernelManager(kernel_name="python3")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        manager.start_kernel()
-        client = manager.blocking_client()
-        client.start_channels()
-        try:
-            client.wait_for_ready(timeout=TIMEOUT_S)
-            ran = [client.execute(cell) for cell in cells]
-            texts: dict[str, str] = defaultdict(str)
-            deadline = time.monotonic() + TIMEOUT_S
-            idle: set[str] = set()
-            while ran[-1] not in idle:
-                assert time.monotonic() < deadline, f"it has not ended; so far: {dict(texts)}"
-                try:
-                    message = client.get_iopub_msg(timeout=1)
-                except Empty:
-                    continue
-                kind, content = message["header"]["msg_type"], message["content"]
-                parent = message["parent_header"].get("msg_id", "")
-                assert kind != "error", content
-                if kind == "stream" and content["name"] == "stdout":
-                    texts[parent] += content["text"]
-                if kind == "status" and content["execution_state"] == "idle":
-                    idle.add(parent)
-            return [texts[cell] for cell in ran]
-        finally:
-            client.stop_channels()
-            manager.shutdown_kernel(now=True)
-            manager.cleanup_resources()
+    with started_kernel() as client:
+        ran = [client.execute(cell) for cell in cells]
+        texts: dict[str, str] = defaultdict(str)
+        deadline = time.monotonic() + TIMEOUT_S
+        idle: set[str] = set()
+        while ran[-1] not in idle:
+            assert time.monotonic() < deadline, f"it has not ended; so far: {dict(texts)}"
+            try:
+                message = client.get_iopub_msg(timeout=1)
+            except Empty:
+                continue
+            kind, content = message["header"]["msg_type"], message["content"]
+            parent = message["parent_header"].get("msg_id", "")
+            assert kind != "error", content
+            if kind == "stream" and content["name"] == "stdout":
+                texts[parent] += content["text"]
+            if kind == "status" and content["execution_state"] == "idle":
+                idle.add(parent)
+        return [texts[cell] for cell in ran]
 
 
 def test_streamed_output_appears_in_the_cell_that_submitted_or_waits() -> None:
