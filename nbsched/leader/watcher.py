@@ -153,10 +153,7 @@ class Watcher:
                     self._retention.ended(status.job, status.ended_at)
             if remember is not None and not status.state.ended:
                 remember(status)
-        requests = await self._list(self._names.requests)
-        # Their jobs are not judged, nor their tasks given out, before these are fed.
-        asked = {request.job for request in map(_request, requests.items) if request}
-        await self._compare_jobs(jobs, ended, asked)
+        await self._compare_jobs(jobs, ended, await self._asked_jobs())
         clients = (await self._list(self._names.clients)).items
         self._uploads.listed([self._client_of(item.key) for item in clients])
         async for item in in_turns((await self._list(self._names.forgotten_jobs)).items):
@@ -166,6 +163,13 @@ class Watcher:
         for item in sorted(requests.items, key=lambda item: item.create_revision):
             self._on_request(item)
         return members.revision
+
+    async def _asked_jobs(self) -> set[JobId]:
+        """Jobs for which there are requests: they are not judged, nor their tasks given out,
+        before those are fed. That comes after the jobs, from a newer list: what was carried
+        out meanwhile is not in it."""
+        requests = await self._list(self._names.requests)
+        return {request.job for request in map(_request, requests.items) if request}
 
     async def _compare_jobs(self, jobs: Snapshot, ended: set[JobId], asked: set[JobId]) -> None:
         """Rebuild open jobs that are not known, and known ones whose record is newer;
