@@ -115,8 +115,8 @@ def summary(reports: list[Report]) -> str:
         f"violations         {sum(len(r.violations) for r in bad)} in {len(bad)} schedules",
         *(f"  SEED={r.name}: {v}  [{r.folder}]" for r in bad for v in r.violations),
     ]
-    if complaints:
-        lines += ["tracebacks in logs", *(f"  {text}" for text, _ in complaints.most_common(20))]
+    for text, count in complaints.most_common(20):
+        lines += [f"traceback in logs, {count} times", *(f"  {line}" for line in text.split("\n"))]
     return "\n".join(lines)
 
 

@@ -70,7 +70,7 @@ class Report:
     tasks: int = 0
     repeats: int = 0
     complaints: list[str] = field(default_factory=list)
-    """What daemons and client have logged with a traceback."""
+    """The tracebacks that daemons and client have logged."""
     folder: str = ""
 
 
@@ -146,17 +146,18 @@ def _client_finishes(arena: Arena, trial: Trial) -> bool:
 
 
 def _complaints(arena: Arena) -> list[str]:
-    """What was logged with a traceback, each once: its last line."""
-    found: Counter[str] = Counter()
+    """The tracebacks that were logged, without those that are cut off by a process's end."""
+    found = []
     for log in [*(d.log for d in arena.daemons), *(c.log for c in arena.clients)]:
         text = log.read_text(errors="replace") if log.exists() else ""
-        for part in text.split("Traceback (most recent call last)")[1:]:
-            lines = part.splitlines()[1:]
-            # The process's own stderr: other lines of the log may come in between.
-            ends = (line for line in lines if line and not line.startswith((" ", "20")))
-            last = next(ends, "")
-            found[last[:200]] += 1
-    return [f"{count} x {text}" for text, count in found.most_common()]
+        for part in text.split("Traceback (most recent call last):\n")[1:]:
+            # The process's own stderr: other lines of the log, which begin with a date, may
+            # come in between.
+            lines = [line for line in part.splitlines() if line and not line.startswith("20")]
+            last = next((n for n, line in enumerate(lines) if not line.startswith(" ")), None)
+            if last is not None:
+                found.append("\n".join(lines[: last + 1]))
+    return found
 
 
 def at_times(faults: Sequence[Planned]) -> Act:
