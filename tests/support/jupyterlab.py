@@ -20,6 +20,7 @@ import nbformat
 
 from nbsched.settings import Settings
 from support.conditions import DEADLINE_S, until
+from support.serverprocess import dying_with_us
 
 T = TypeVar("T")
 
@@ -74,20 +75,21 @@ class Server:
         }
         self._kernels = Path(home["JUPYTER_DATA_DIR"]) / "kernels"
         self._log = (folder.parent / "server.log").open("wb")
+        command = [
+            sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root",
+            f"--ServerApp.port={self._port}", "--ServerApp.ip=127.0.0.1",
+            f"--ServerApp.root_dir={folder}", f"--IdentityProvider.token={self._token}",
+            f"--LabApp.user_settings_dir={settings}",
+            f"--LabApp.workspaces_dir={folder.parent / 'workspaces'}",
+            "--LabApp.extension_manager=readonly", "--expose-app-in-browser",
+        ]  # fmt: skip
         self._process = subprocess.Popen(
-            [
-                sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root",
-                f"--ServerApp.port={self._port}", "--ServerApp.ip=127.0.0.1",
-                f"--ServerApp.root_dir={folder}", f"--IdentityProvider.token={self._token}",
-                f"--LabApp.user_settings_dir={settings}",
-                f"--LabApp.workspaces_dir={folder.parent / 'workspaces'}",
-                "--LabApp.extension_manager=readonly", "--expose-app-in-browser",
-            ],
+            dying_with_us(command),
             env=os.environ | home | environ,
             stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-        )  # fmt: skip
+        )
         until(self._answers, what="JupyterLab")
 
     def add_kernel(self, name: str, packages: Path) -> None:
