@@ -271,6 +271,9 @@ def test_after_a_kernel_restart_attach_draws_the_live_job(open_notebook: OpenNot
     # Without its kernel the old display is what the file keeps, and says how to go on.
     notebook.until(lambda: notebook.live(1).count() == 0, what="the static display")
     assert "cluster.attach(" in notebook.text(1)
+    for theme in ("JupyterLab Dark", "JupyterLab Light"):
+        notebook.theme(theme)
+        assert notebook.live(1).count() == 0
     notebook.run(0)
     notebook.run(2)
 

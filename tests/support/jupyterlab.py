@@ -202,9 +202,16 @@ class Notebook:
         """As `support.conditions.until`, while the browser goes on."""
         deadline = time.monotonic() + timeout_s
         while not (value := condition()):
-            assert time.monotonic() < deadline, f"{what or condition} did not come true in time"
+            late = f"{what or condition} did not come true in time"
+            assert time.monotonic() < deadline, f"{late}; {self._situation()}"
             self.page.wait_for_timeout(20)
         return value
+
+    def _situation(self) -> str:
+        dialogs = self.page.locator(".jp-Dialog").all_inner_texts()
+        indicators = self.page.locator(".jp-Notebook-ExecutionIndicator")
+        status = indicators.evaluate_all("found => found.map((each) => each.dataset.status)")
+        return f"kernel: {status}, open dialogs: {dialogs}"
 
     def busy(self, index: int) -> bool:
         return "[*]" in self.prompt(index)

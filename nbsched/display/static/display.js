@@ -453,7 +453,7 @@ class Display {
     this.onChange = () => this.update();
     this.onLife = () => this.rest();
     model.on("change:state", this.onChange);
-    // The kernel has gone (a restart, say), or is there again: then a state follows.
+    // The kernel is restarted: nobody hears a click any more.
     model.on("comm_live_update", this.onLife);
   }
 
@@ -476,8 +476,11 @@ class Display {
     this.views.set(element, { view: new View(this.model, host), host, saved, stage });
   }
 
+  // For good, whatever state of the old kernel is still on its way: what the file keeps says
+  // how to go on.
   rest() {
     this.resting = true;
+    this.listenNoMore();
     for (const element of [...this.views.keys()]) this.unmount(element);
   }
 
@@ -489,8 +492,7 @@ class Display {
       else this.unmount(element);
     }
     const { stage } = this.model.get("state");
-    if (this.resting || stage !== this.stage) {
-      this.resting = false;
+    if (stage !== this.stage) {
       this.stage = stage;
       adopt(document.body);
     }
@@ -505,13 +507,17 @@ class Display {
 
   // The model is gone. Where the HTML is older than the last state, that stays to be read.
   end() {
-    this.model.off("change:state", this.onChange);
-    this.model.off("comm_live_update", this.onLife);
+    this.listenNoMore();
     const { stage } = this.model.get("state");
     for (const [element, entry] of this.views) {
-      if (entry.stage < stage && !this.resting) entry.view.freeze();
+      if (entry.stage < stage) entry.view.freeze();
       else this.unmount(element);
     }
+  }
+
+  listenNoMore() {
+    this.model.off("change:state", this.onChange);
+    this.model.off("comm_live_update", this.onLife);
   }
 }
 
