@@ -88,16 +88,16 @@ def open_notebook(
         page = chromium.new_page(viewport={"width": 1100, "height": 900})
         pages.append(page)
         page.add_init_script(WATCH_PAGE)
-        notebook = Notebook(page, lab.address(name), lab.folder / name)
         try:
+            notebook = Notebook(page, lab.address(name), lab.folder / name)
             notebook.run(0, wait=False)
             notebook.wait(0, 20)
         except AssertionError:
             if started.exists():  # slow, or something of ours that hangs
                 wait_for_connection(notebook, started)
                 return notebook
-            # On a busy machine JupyterLab may lose the first cell while it connects: the
-            # kernel has never seen it.
+            # On a busy machine JupyterLab may miss what its kernel says while it connects, or
+            # lose the first cell: the kernel has never seen it.
             lab.shut_kernels_down()
             page.goto("about:blank")
             notebook = Notebook(page, lab.address(name), lab.folder / name)

@@ -32,13 +32,21 @@ def alive(pid: int) -> bool:
 
 
 def stopped(pid: int) -> bool:
-    """Whether it was sent SIGSTOP."""
-    return _state(pid) == "T"
+    """Whether all its threads stand still, or it has ended: SIGSTOP takes a moment, in which
+    it may still answer."""
+    return all(_state(f"{pid}/task/{thread}") in "TZX" for thread in _threads(pid))
 
 
-def _state(pid: int) -> str:
+def _threads(pid: int) -> list[str]:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return []
+
+
+def _state(process: object) -> str:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return "X"
 

@@ -165,10 +165,9 @@ class Notebook:
 
     def ready(self) -> None:
         """Wait until its kernel is idle."""
-        self.page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
-        self.page.wait_for_selector(
-            ".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=60_000
-        )
+        cells = self.page.locator(".jp-Notebook .jp-CodeCell")
+        idle = self.page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]")
+        self.until(lambda: cells.count() and idle.count(), what="an idle kernel")
 
     def cell(self, index: int) -> Any:
         return self.page.locator(".jp-Notebook .jp-CodeCell").nth(index)

@@ -20,7 +20,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
+
+from support.conditions import stopped, until
 
 STOP_WITHIN_S = 5.0
 
@@ -151,6 +154,7 @@ class ServerProcess:
         """Let it hold its connections and answer nothing, until `thaw` or `kill`."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        until(partial(stopped, self.pid), what="standing still")
 
     def thaw(self) -> None:
         assert self._process is not None
