@@ -268,7 +268,10 @@ class LeaderService:
         wanted = self._state.jobs if query.jobs is None else query.jobs
         counts = tuple(self._state.jobs[job].counts() for job in wanted if job in self._state.jobs)
         answer = messages.Counts(self._leadership.term, counts)
-        await self._bus.publish(message.reply, self._wire.seal(Kind.ANSWER, answer))
+        try:
+            await self._bus.publish(message.reply, self._wire.seal(Kind.ANSWER, answer))
+        except ConnectError as error:  # who asked asks again
+            log.warning("an answer was not sent: %s", error)
 
     async def _recover(self) -> None:
         """Wait for the workers' inventories, then let the scheduler hand out work.

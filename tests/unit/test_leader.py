@@ -524,6 +524,17 @@ def test_a_report_is_only_doubted_when_the_log_has_lost_its_entry(
     run(test())
 
 
+def test_an_answer_that_cannot_be_sent_is_no_error() -> None:
+    async def test() -> None:
+        cluster = Cluster()
+        service = await cluster.elected()
+        query = cluster.wire.seal(Kind.QUERY, messages.AskCounts())
+        cluster.bus_server.go_down()
+        await service._on_query(Message(NAMES.to_leader, query, "asker"))
+
+    run(test())
+
+
 def test_a_term_outlives_servers_that_are_away_for_a_moment() -> None:
     async def test() -> None:
         cluster = Cluster()
