@@ -200,13 +200,13 @@ class Live:
             return False
 
     def _end(self, progress: Any) -> None:
-        self.ended = True
         goes_on = self._run(self._view.end, progress)
         if goes_on and progress.finished and self._job is not None:
-            self.ended = False
             self._resting = weakref.ref(self._job)
             self._ended_as = progress
             self._job = None
+        else:
+            self.ended = True  # not for a moment before: the ticker would let go of it
 
     def _run(self, draw: Callable[[Any], T], progress: Any) -> T:
         # A copy, because one context cannot be entered by two threads at once.

@@ -403,6 +403,22 @@ def test_a_clickable_view_goes_on_when_its_job_runs_again(clock: Clock) -> None:
     assert (view.drawn, view.ended) == ([9], [10, 10])
 
 
+def test_a_view_has_not_ended_while_its_end_is_being_drawn(clock: Clock) -> None:
+    """The ticker, on its own thread, lets go of what has ended."""
+    seen: list[bool] = []
+
+    class Watched(Clickable):
+        def end(self, progress: Progress) -> bool:
+            seen.append(shown.ended)
+            return super().end(progress)
+
+    shown = Live(Job(ended=10), Watched(), clock, 0.0)
+    shown.tick()
+
+    assert seen == [False]
+    assert not shown.ended
+
+
 def test_a_resting_view_is_drawn_after_a_click_only(clock: Clock) -> None:
     job, view = Job(ended=10), Clickable()
     shown = Live(job, view, clock, 0.0)
