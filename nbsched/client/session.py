@@ -290,14 +290,14 @@ class Session:
     async def _seal_if_known(self, tracker: JobTracker) -> None:
         """With the total that the client or the leader has sealed the job with, or that
         the leader has ended it with."""
+        # In this order: the record says who has sealed a job before its status says the end.
+        total = await self._ended_total(tracker.id)
         stored = await self.store.get(self.names.job(tracker.id))
         record = None if stored is None else read_record(stored.value, JobRecord)
-        abandoned = record is not None and record.abandoned
-        total = record.total if record is not None else None
-        if total is None:
-            total = await self._ended_total(tracker.id)
+        if record is not None and record.total is not None:
+            total = record.total
         if total is not None and tracker.total is None:
-            tracker.seal(total, without_client=abandoned)
+            tracker.seal(total, without_client=record is not None and record.abandoned)
 
     async def _look_at_uploads(self) -> None:
         """This client was away, maybe for so long that its jobs were sealed without it."""

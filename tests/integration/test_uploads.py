@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import signal
@@ -12,10 +13,12 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from nbsched import Cluster, LocalCluster, MapFuture
 from nbsched.errors import IncompleteJobWarning, JobIncompleteError
+from nbsched.model import JobId, JobStatus
 from nbsched.storage.lease import KeptLease
 from support.conditions import until
 
@@ -60,9 +63,8 @@ def state(cluster: Cluster, job: str) -> str:
     return next(found.state for found in cluster.jobs() if found.id == job)
 
 
-def test_the_job_of_a_client_that_was_killed_ends_with_what_had_arrived(
-    cluster: LocalCluster,
-) -> None:
+def abandoned_job(cluster: LocalCluster) -> str:
+    """The job of a client that was killed while it uploaded."""
     uploader = subprocess.Popen(
         [sys.executable, "-c", UPLOADER],
         env=environment(cluster),
@@ -79,6 +81,13 @@ def test_the_job_of_a_client_that_was_killed_ends_with_what_had_arrived(
         uploader.send_signal(signal.SIGKILL)
         uploader.wait()
         uploader.stdout.close()
+    return job
+
+
+def test_the_job_of_a_client_that_was_killed_ends_with_what_had_arrived(
+    cluster: LocalCluster,
+) -> None:
+    job = abandoned_job(cluster)
     before = cast(MapFuture, cluster.attach(job))  # nobody knows yet that it is abandoned
     until(lambda: state(cluster, job) == "incomplete", what="the job ends", timeout_s=40)
     (found,) = [each for each in cluster.jobs(state="incomplete") if each.id == job]
@@ -93,6 +102,33 @@ def test_the_job_of_a_client_that_was_killed_ends_with_what_had_arrived(
         again = cast(MapFuture, cluster.attach(job))
     assert len(again) == found.total
     cluster.forget(job)
+
+
+def test_a_job_that_is_sealed_while_somebody_looks_is_incomplete_for_them(
+    cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = abandoned_job(cluster)
+    with another(cluster) as client:
+        before = cast(MapFuture, client.attach(job))
+        store, names = client._session.store, client._session.names
+        get = store.get
+
+        async def get_late(key: str) -> Any:
+            found = await get(key)
+            if key == names.job(JobId(job)):
+                while state_of(await get(names.status(JobId(job)))) != "incomplete":
+                    await asyncio.sleep(0.05)
+            return found
+
+        monkeypatch.setattr(store, "get", get_late)
+        assert before.wait(60)
+        assert before.progress.state == "incomplete"
+        monkeypatch.undo()
+    cluster.forget(job)
+
+
+def state_of(status: Any) -> str:
+    return msgspec.json.decode(status.value, type=JobStatus).state.value
 
 
 def slowly(count: int, seconds: float) -> Iterator[int]:
@@ -128,7 +164,7 @@ def test_a_client_that_was_away_for_too_long_is_told_and_harms_nothing(
         mf = client.map(abs, itertools.count(), buffersize=2000)
         results = iter(mf)
         first = list(itertools.islice(results, 500))
-        away_until(client, lambda: cluster.jobs(state="incomplete"))
+        away_until(client, lambda: state(cluster, mf.id) == "incomplete")
         with pytest.raises(JobIncompleteError, match=r"only the first \d+ items.*another job"):
             first += list(results)
         (found,) = cluster.jobs(state="incomplete")
