@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
-from queue import Empty
 
-from support.notebookkernel import started_kernel
+from support.notebookkernel import published, started_kernel
 
 TIMEOUT_S = 60
 SETUP = """
@@ -34,21 +32,15 @@ def printed(cells: list[str]) -> list[str]:
     with started_kernel() as client:
         ran = [client.execute(cell) for cell in cells]
         texts: dict[str, str] = defaultdict(str)
-        deadline = time.monotonic() + TIMEOUT_S
-        idle: set[str] = set()
-        while ran[-1] not in idle:
-            assert time.monotonic() < deadline, f"it has not ended; so far: {dict(texts)}"
-            try:
-                message = client.get_iopub_msg(timeout=1)
-            except Empty:
-                continue
+        for message in published(
+            client, TIMEOUT_S, lambda: f"it has not ended; so far: {dict(texts)}"
+        ):
             kind, content = message["header"]["msg_type"], message["content"]
             parent = message["parent_header"].get("msg_id", "")
-            assert kind != "error", content
             if kind == "stream" and content["name"] == "stdout":
                 texts[parent] += content["text"]
-            if kind == "status" and content["execution_state"] == "idle":
-                idle.add(parent)
+            if (kind, parent) == ("status", ran[-1]) and content["execution_state"] == "idle":
+                break
         return [texts[cell] for cell in ran]
 
 
