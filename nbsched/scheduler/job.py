@@ -360,17 +360,16 @@ class Job:
             self.cancel_all = True
             self.requests.add_whole(request)
             wanted = self.ended.still_open(0, self.uploaded)
-            for start, stop in self._not_begun(0, _NO_TASK):
-                self.unwanted.add(start, stop)
+            later = self._not_begun(0, _NO_TASK)
         else:
             wanted = [part for named in ranges for part in self._open_in_round(named)]
             to_come = [part for named in ranges for part in self._to_come(named)]
             later = [part for n in ranges for part in self._not_begun(n.start, n.stop, n.round)]
             self.requests.add(request, IndexSet([*wanted, *to_come, *later]))
-            for start, stop in later:
-                self.unwanted.add(start, stop)
             for start, stop in to_come:
                 self.stopping.add(start, stop)
+        for start, stop in later:
+            self.unwanted.add(start, stop)
         for start, stop in wanted:
             self.stopping.add(start, stop)
         return [] if self.unsure else self._publish_queued(wanted)
