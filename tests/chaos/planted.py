@@ -148,10 +148,17 @@ def _nothing_sent_again(module: Any) -> None:
     module.Appender._again = lambda self, entry, wait_s=0.0: None
 
 
-def _long_ones_start_again(folder: Path) -> bool:
-    """More have started again than the two that died with their worker."""
-    starts = [line for line in read(folder, "task") if line[:2] == ["start", "long"]]
-    return len(starts) > 6 + 2
+def _running_ones_start_again(folder: Path) -> bool:
+    """A long task has started again, and the daemon that runs it was not killed."""
+    killed = {line[2] for line in read(folder, "harness") if line[0] == "killed"}
+    ran: dict[int, int] = {}
+    for line in read(folder, "task"):
+        if line[:2] == ["start", "long"]:
+            index, daemon = line[2], line[5]
+            if index in ran and ran[index] not in killed:
+                return True
+            ran[index] = daemon
+    return False
 
 
 def _inventory_ignored(module: Any) -> None:
@@ -218,10 +225,10 @@ BUGS: dict[str, Bug] = {
         "nbsched.scheduler.job",
         _inventory_ignored,
         "was started again",
-        ((0.5, "kill_leader", 0.2),),
+        ((0.5, "kill_leader", 4.0),),
         # They fill both other workers, and still run when the dead one is back and idle.
-        long=(6, 12.0),
-        enough=_long_ones_start_again,
+        long=(6, 30.0),
+        enough=_running_ones_start_again,
     ),
     "a cancel is confirmed before the task has stopped": Bug(
         "nbsched.worker.service", _cancel_confirmed_at_once, "after its cancel was confirmed"
