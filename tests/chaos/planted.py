@@ -188,6 +188,8 @@ BUGS: dict[str, Bug] = {
         _kernels_outlive,
         "outlived its killed daemon",
         ((0.5, "kill_worker", 0.2),),
+        # They fill all workers. An idle kernel ends by itself when its daemon hangs up.
+        long=(6, 3.0),
     ),
     "a lost worker is ignored": Bug(
         "nbsched.leader.watcher",

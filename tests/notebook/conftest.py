@@ -91,17 +91,18 @@ def open_notebook(
         try:
             notebook = Notebook(page, lab.address(name), lab.folder / name)
             notebook.run(0, wait=False)
-            notebook.wait(0, 20)
+            notebook.until(lambda: "connected" in notebook.text(0), 20)
         except AssertionError:
             if started.exists():  # slow, or something of ours that hangs
                 wait_for_connection(notebook, started)
                 return notebook
-            # On a busy machine JupyterLab may miss what its kernel says while it connects, or
-            # lose the first cell: the kernel has never seen it.
+            # On a busy machine JupyterLab may lose the first cell, which its kernel has never
+            # seen then, or miss all that the kernel says, if the page connects once more.
             lab.shut_kernels_down()
             page.goto("about:blank")
             notebook = Notebook(page, lab.address(name), lab.folder / name)
-            notebook.run(0)
+            notebook.run(0, wait=False)
+            wait_for_connection(notebook, started)
         return notebook
 
     yield open_
@@ -114,17 +115,20 @@ def open_notebook(
 
 def wait_for_connection(notebook: Notebook, started: Path) -> None:
     try:
-        notebook.wait(0, 60)
+        notebook.until(lambda: "connected" in notebook.text(0), 60)
     except AssertionError as error:
-        raise AssertionError(f"connecting hangs here:\n{started.read_text()}") from error
+        hangs = started.read_text() if started.exists() else "nowhere: the kernel is connected"
+        raise AssertionError(f"connecting hangs here:\n{hangs}") from error
 
 
 CONNECT = """
-import faulthandler, time
+import faulthandler, os, time
 faulthandler.dump_traceback_later(50, file=open({started!r}, "w"))
 from nbsched import Cluster, as_completed
 cluster = Cluster()
 faulthandler.cancel_dump_traceback_later()
+os.remove({started!r})
+print("connected")
 
 def work(x, seconds=0.1):
     time.sleep(seconds)

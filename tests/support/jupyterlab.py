@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -160,6 +161,8 @@ class Notebook:
     def __init__(self, page: Any, address: str, path: Path) -> None:
         self.page = page
         self.path = path
+        self._console: deque[str] = deque(maxlen=20)
+        page.on("console", lambda message: self._console.append(message.text))
         page.goto(address)
         self.ready()
 
@@ -210,7 +213,9 @@ class Notebook:
         dialogs = self.page.locator(".jp-Dialog").all_inner_texts()
         indicators = self.page.locator(".jp-Notebook-ExecutionIndicator")
         status = indicators.evaluate_all("found => found.map((each) => each.dataset.status)")
-        return f"kernel: {status}, open dialogs: {dialogs}"
+        outputs = self.page.locator(".jp-Notebook .jp-OutputArea").all_inner_texts()
+        told = "\n".join(["", "console:", *self._console, "outputs:", *outputs])
+        return f"kernel: {status}, open dialogs: {dialogs}" + told
 
     def busy(self, index: int) -> bool:
         return "[*]" in self.prompt(index)
